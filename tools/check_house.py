@@ -1,0 +1,181 @@
+"""House rules that neither ruff nor import-linter can state: which construct may stand in which file, and why.
+
+Every rule is a row in `RULES`. Run by `make check`; prints `file:line: rule (reason)`, ends with 1 if it found anything.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LOOK_IN = ("app/**/*.py", "migrations/**/*.py", "*.py")
+Test = Callable[[ast.AST], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A construct, the files that may hold it, and the reason, which is what the reader of a finding is told."""
+
+    construct: str
+    is_it: Test
+    allowed_in: tuple[str, ...]
+    reason: str
+    within: tuple[str, ...] = ("*",)
+
+
+def main() -> int:
+    """Check every file of the product."""
+    findings = [finding for path in product_files() for finding in check(path)]
+    print("\n".join(findings) or f"house rules: kept ({len(RULES)} rules)")
+    return 1 if findings else 0
+
+
+def product_files() -> Iterator[Path]:
+    """The files that rules apply to; tests and tools may do as they like."""
+    for pattern in LOOK_IN:
+        yield from sorted(ROOT.glob(pattern))
+
+
+def check(path: Path) -> Iterator[str]:
+    """All findings of one file."""
+    name = path.relative_to(ROOT).as_posix()
+    applying = [rule for rule in RULES if stands_in(name, rule.within) and not stands_in(name, rule.allowed_in)]
+    for node in ast.walk(ast.parse(path.read_text(), filename=name)):
+        for rule in applying:
+            if rule.is_it(node):
+                yield f"{name}:{getattr(node, 'lineno', 0)}: {rule.construct} is not for this file ({rule.reason})"
+
+
+def stands_in(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a file's path fits one of the patterns; `*` crosses folders."""
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+# How to recognise a construct.
+
+
+def imports(*modules: str) -> Test:
+    """`import m`, `import m.x`, `from m import x`, `from m.x import y`."""
+
+    def is_it(node: ast.AST) -> bool:
+        match node:
+            case ast.Import(names=names):
+                named = [alias.name for alias in names]
+            case ast.ImportFrom(module=str(module), level=0):
+                named = [module]
+            case _:
+                return False
+        return any(name == module or name.startswith(f"{module}.") for name in named for module in modules)
+
+    return is_it
+
+
+def uses(*dotted: str) -> Test:
+    """The name as written (`os.environ`), or imported from its module (`from os import environ`)."""
+
+    def is_it(node: ast.AST) -> bool:
+        match node:
+            case ast.Attribute():
+                return ast.unparse(node) in dotted
+            case ast.ImportFrom(module=str(module), names=names):
+                return any(f"{module}.{alias.name}" in dotted for alias in names)
+            case _:
+                return False
+
+    return is_it
+
+
+def calls(*names: str) -> Test:
+    """A call of a plain name, or of an attribute so named: `text(…)`, `sa.text(…)`."""
+
+    def is_it(node: ast.AST) -> bool:
+        match node:
+            case ast.Call(func=ast.Name(id=name)) | ast.Call(func=ast.Attribute(attr=name)):
+                return name in names
+            case _:
+                return False
+
+    return is_it
+
+
+def any_of(*tests: Test) -> Test:
+    """Whether one of the tests says yes."""
+    return lambda node: any(test(node) for test in tests)
+
+
+def names_anything(name: str) -> Test:
+    """The name itself, however it got here."""
+
+    def is_it(node: ast.AST) -> bool:
+        match node:
+            case ast.Name(id=found) | ast.Attribute(attr=found) | ast.alias(name=found):
+                return found == name
+            case _:
+                return False
+
+    return is_it
+
+
+SQL_FILES = ("app/storage/*", "app/models/tables.py", "app/database.py", "migrations/*")
+
+RULES = (
+    Rule(
+        "the environment",
+        any_of(uses("os.environ", "os.environb", "os.getenv", "os.putenv"), calls("load_dotenv", "dotenv_values")),
+        ("app/config.py",),
+        "only config.py reads it: every setting is typed, checked and documented in one place",
+    ),
+    Rule(
+        "import litellm",
+        imports("litellm"),
+        ("app/providers/litellm.py",),
+        "it takes seconds and 180 MB, so one file imports it, lazily",
+    ),
+    Rule(
+        "SQLAlchemy",
+        imports("sqlalchemy", "asyncpg", "alembic"),
+        (*SQL_FILES, "app/cli.py"),
+        "only storage holds SQL; services speak to ports",
+    ),
+    Rule(
+        "SQL text",
+        any_of(uses("sqlalchemy.text", "sa.text"), calls("exec_driver_sql")),
+        SQL_FILES,
+        "only storage holds SQL",
+    ),
+    Rule(
+        "the Redis client",
+        imports("redis", "hiredis"),
+        ("app/storage/*", "app/redis_client.py"),
+        "counters are a port; what stands behind it is storage's business",
+    ),
+    Rule(
+        "BaseHTTPMiddleware",
+        names_anything("BaseHTTPMiddleware"),
+        (),
+        "it costs more than a whole call and loses context variables: pure ASGI only",
+    ),
+    Rule(
+        "create_task",
+        any_of(uses("asyncio.create_task", "asyncio.ensure_future"), calls("ensure_future")),
+        # Reading ahead of one call: the task is awaited by the same call, in the same function's finally.
+        ("app/routers/streaming.py", "app/providers/*", "app/storage/*", "app/redis_client.py"),
+        "background tasks belong to a task group that someone awaits; nothing is fired and forgotten",
+    ),
+    Rule(
+        "the clock or chance",
+        any_of(imports("time", "random", "secrets"), uses("datetime.now", "datetime.utcnow", "datetime.datetime.now")),
+        (),
+        "in the domain and the dialects time and randomness come in as arguments",
+        within=("app/domain/*", "app/dialects/*"),
+    ),
+)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
