@@ -1,0 +1,3 @@
+"""Antigravity LLM Gateway."""
+
+__version__ = "0.1.0"

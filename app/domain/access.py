@@ -1,0 +1,50 @@
+"""Who administers, and what a role may do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Role(StrEnum):
+    OWNER = "owner"
+    ADMIN = "admin"
+    BILLING = "billing"
+    VIEWER = "viewer"
+
+
+class Right(StrEnum):
+    """What a route of the admin API asks of its caller."""
+
+    READ = "read"
+    """See everything but secrets."""
+    BILL = "bill"
+    """Change users: who they are and what they have paid for."""
+    BUDGET = "budget"
+    """Change budgets; any other field of the same object needs CONFIGURE."""
+    CONFIGURE = "configure"
+    """Change everything."""
+
+
+_RIGHTS = {
+    Role.OWNER: frozenset(Right),
+    Role.ADMIN: frozenset(Right),
+    Role.BILLING: frozenset({Right.READ, Right.BILL, Right.BUDGET}),
+    Role.VIEWER: frozenset({Right.READ}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who acts, as the audit trail names him."""
+
+    name: str
+    role: Role
+    address: str | None = None
+
+    def may(self, right: Right) -> bool:
+        return right in _RIGHTS[self.role]
+
+
+BOOTSTRAP = "ADMIN_TOKEN"
+"""The name of the owner whose token is a setting, not a row."""

@@ -1,0 +1,117 @@
+"""Budgets: an amount of money per calendar period, soft (a warning) and hard (a promise).
+
+There is no reset job: the period is part of the counter's name, computed at admission in the budget's time zone, so a new
+period is open the moment it begins and a call is booked to the period it was admitted in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta, tzinfo
+from enum import StrEnum
+from typing import assert_never
+
+from app.domain.limits import Scope
+from app.domain.money import NanoUsd
+
+
+class PeriodKind(StrEnum):
+    DAILY = "daily"
+    WEEKLY = "weekly"
+    MONTHLY = "monthly"
+    TOTAL = "total"
+
+
+class ReserveMode(StrEnum):
+    """What is reserved before a call: the worst it can cost, or what such calls are expected to cost."""
+
+    WORST_CASE = "worst_case"
+    EXPECTED = "expected"
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    period: PeriodKind
+    soft_limit_nanousd: NanoUsd | None
+    hard_limit_nanousd: NanoUsd | None
+    reserve: ReserveMode = ReserveMode.WORST_CASE
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """One calendar period: its name within the counter, when it began and when it ends (None: never)."""
+
+    name: str
+    starts_at: datetime | None
+    ends_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetClaim:
+    """What one call reserves from one budget in one period."""
+
+    scope: Scope
+    scope_id: str
+    budget: Budget
+    period: Period
+    amount_nanousd: NanoUsd
+    lost_nanousd: NanoUsd = NanoUsd(0)
+    """What to charge if the call's process dies and nobody can say what it used: what surely was sent, never more than reserved."""
+
+    @property
+    def counter(self) -> str:
+        return f"{self.scope}:{self.scope_id}:{self.period.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetState:
+    """A budget right after an admission or refusal. free = hard limit - spent - reserved."""
+
+    claim: BudgetClaim
+    spent_nanousd: NanoUsd
+    reserved_nanousd: NanoUsd
+
+    @property
+    def remaining_nanousd(self) -> NanoUsd | None:
+        """What is neither spent nor reserved; None without a hard limit."""
+        hard = self.claim.budget.hard_limit_nanousd
+        if hard is None:
+            return None
+        return NanoUsd(max(0, hard - self.spent_nanousd - self.reserved_nanousd))
+
+
+def period_at(kind: PeriodKind, now: datetime, zone: tzinfo) -> Period:
+    """The period that `now` falls into. Weeks begin on Monday (ISO 8601)."""
+    if kind is PeriodKind.TOTAL:
+        return Period("total", None, None)
+    first = now.astimezone(zone).date()
+    match kind:
+        case PeriodKind.DAILY:
+            after = first + timedelta(days=1)
+        case PeriodKind.WEEKLY:
+            first -= timedelta(days=first.weekday())
+            after = first + timedelta(days=7)
+        case PeriodKind.MONTHLY:
+            first = first.replace(day=1)
+            after = (first + timedelta(days=32)).replace(day=1)
+        case _:
+            assert_never(kind)
+    return Period(f"{kind}:{first.isoformat()}", _midnight(first, zone), _midnight(after, zone))
+
+
+def budget_claims_for(
+    scope: Scope,
+    scope_id: str,
+    budgets: tuple[Budget, ...],
+    *,
+    worst_case: NanoUsd,
+    lost: NanoUsd = NanoUsd(0),
+    now: datetime,
+    zone: tzinfo,
+) -> list[BudgetClaim]:
+    """The claims of one call against one holder's budgets, for the periods that `now` falls into."""
+    return [BudgetClaim(scope, scope_id, b, period_at(b.period, now, zone), worst_case, lost) for b in budgets]
+
+
+def _midnight(day: date, zone: tzinfo) -> datetime:
+    return datetime.combine(day, time.min, tzinfo=zone)

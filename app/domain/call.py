@@ -1,0 +1,143 @@
+"""One call: what was asked (`Call`), what it is thought to need (`Estimate`), and what became of it (`Meter`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+import msgspec
+
+from app.domain.budget import BudgetState
+from app.domain.catalog import Endpoint, Model
+from app.domain.identity import Identity
+from app.domain.limits import ClaimState
+from app.domain.money import NanoUsd
+from app.domain.pricing import Cost, Price, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request as its dialect read it. `fields` are the body's top-level members, each value still raw JSON."""
+
+    dialect: str
+    model: str
+    is_stream: bool
+    wants_usage: bool
+    """The caller asked for the usage chunk of a stream; otherwise it is asked for and hidden."""
+    max_tokens: int | None
+    choices: int
+    prompt_bytes: int
+    """Bytes of everything the model reads; the first estimate of its prompt."""
+    images: int
+    body: bytes = field(repr=False)
+    fields: Mapping[str, msgspec.Raw] = field(repr=False)
+
+
+class EstimateKind(StrEnum):
+    BYTES = "bytes"
+    TOKENIZER = "tokenizer"
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a call is thought to need before it is made. `completion_tokens` is the most it may produce, over all choices."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    kind: EstimateKind = EstimateKind.BYTES
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+class Quality(StrEnum):
+    """How well the usage is known: the provider's figures, what was seen before a break, or a guess."""
+
+    EXACT = "exact"
+    PARTIAL = "partial"
+    ESTIMATED = "estimated"
+
+
+class Outcome(StrEnum):
+    OK = "ok"
+    CLIENT_CANCELLED = "client_cancelled"
+    TRUNCATED = "truncated"
+    UPSTREAM_ERROR = "upstream_error"
+    TIMEOUT = "timeout"
+    REFUSED = "refused"
+    INTERRUPTED = "interrupted"
+    LOST = "lost"
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One try at one endpoint, as the record keeps it. Times are milliseconds since the call began."""
+
+    endpoint_id: str
+    provider: str
+    started_ms: int
+    outcome: str = "running"
+    reason: str | None = None
+    upstream_status: int | None = None
+    first_byte_ms: int | None = None
+    ended_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An endpoint that was considered: taken, or why it was passed over."""
+
+    endpoint_id: str
+    verdict: str
+
+
+@dataclass(slots=True)
+class Meter:
+    """What became of one call; filled in as it passes, read once when the record is written."""
+
+    request_id: str
+    client_request_id: str | None
+    identity: Identity
+    call: Call
+    created_at: datetime
+    started_s: float
+    """Monotonic clock; every `*_ms` counts from here."""
+
+    model: Model | None = None
+    estimate: Estimate | None = None
+    endpoint: Endpoint | None = None
+    """The endpoint that answers, once one does."""
+    attempts: list[Attempt] = field(default_factory=list)
+    candidates: list[Candidate] = field(default_factory=list)
+    limits: tuple[ClaimState, ...] = ()
+    budgets: tuple[BudgetState, ...] = ()
+    capped_max_tokens: int | None = None
+    """`max_tokens` as lowered to what the budget can pay; None when it was left alone."""
+
+    usage: Usage | None = None
+    quality: Quality = Quality.ESTIMATED
+    delivered_tokens: int = 0
+    """Output tokens seen passing, about; the basis of a bill when the provider's own figures never came."""
+    finish_reason: str | None = None
+    first_token_ms: int | None = None
+    outcome: Outcome | None = None
+    http_status: int = 0
+    error_code: str | None = None
+    error_reason: str | None = None
+    duration_ms: int | None = None
+
+    price: Price | None = None
+    cost: Cost | None = None
+    has_client_left: bool = False
+    """Set just before the call is cancelled because its client hung up: tells that from a shutdown."""
+    is_settled: bool = False
+    """True once the record was handed over together with the settlement."""
+    answer_body: bytearray | None = None
+    """The answer as delivered, kept only where content is logged."""
+
+    @property
+    def cost_nanousd(self) -> NanoUsd:
+        return self.cost.nanousd if self.cost else NanoUsd(0)
