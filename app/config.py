@@ -1,0 +1,228 @@
+"""Every setting of the gateway, typed, with its unit in its name. The only file that reads the environment.
+
+Values come from the environment, then from `.env` in the working directory, then from the defaults here. A value that cannot be
+used stops the start with one line: the variable, the fault, an example. Secrets are named in such a line, never shown.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from functools import cached_property
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.exceptions import SettingsError
+
+SAMPLE_SECRETS = frozenset(
+    {
+        "change-me",
+        "changeme",
+        "change-me-to-a-long-random-value",
+        "replace-with-a-long-random-value-of-your-own",
+        "your-secret-key-here-at-least-32-bytes",
+    }
+)
+"""The values that `.env.example` and common habits put where a secret belongs; a start with one of them is refused."""
+
+MIN_SECRET_BYTES = 32
+
+
+class OnRedisDown(StrEnum):
+    LOCAL = "local"
+    REFUSE = "refuse"
+
+
+class Settings(BaseSettings):
+    """One field per environment variable of the same name in capitals."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True, hide_input_in_errors=True
+    )
+
+    # Stores
+    database_url: str = Field("", examples=["postgresql://gateway:PASSWORD@localhost:5432/gateway"])
+    redis_url: str = Field("", examples=["redis://:PASSWORD@localhost:6379/0"])
+    redis_cluster: bool = Field(False, examples=["true"])
+    database_pool_size: int = Field(5, ge=1, le=100, examples=["5"])
+    data_dir: Path = Field(Path("data"), examples=["/var/lib/antigravity"])
+
+    # Secrets
+    secret_key: SecretStr = Field(SecretStr(""), examples=["the output of: openssl rand -base64 48"])
+    admin_token: SecretStr = Field(SecretStr(""), examples=["the output of: openssl rand -base64 48"])
+    gateway_shared_secret: SecretStr = Field(SecretStr(""), examples=["the output of: openssl rand -base64 48"])
+    metrics_token: SecretStr = Field(SecretStr(""), examples=["the output of: openssl rand -base64 48"])
+
+    # The first model
+    default_model: str = Field("gpt-4o-mini", max_length=200, examples=["gpt-4o-mini"])
+    llm_api_key: SecretStr = Field(SecretStr(""), examples=["sk-…"])
+    llm_api_base: str = Field("https://api.openai.com/v1", examples=["https://api.openai.com/v1"])
+
+    # Limits and money
+    rate_limit_requests_per_minute: int = Field(60, ge=0, examples=["60"])
+    rate_limit_tokens_per_minute: int = Field(0, ge=0, examples=["100000"])
+    budget_timezone: str = Field("UTC", examples=["Europe/Berlin"])
+    reservation_lease_seconds: int = Field(60, ge=2, le=600, examples=["60"])
+    redis_timeout_ms: int = Field(250, ge=10, le=60_000, examples=["250"])
+    on_redis_down: OnRedisDown = Field(OnRedisDown.LOCAL, examples=["local"])
+
+    # Records
+    log_retention_days: int = Field(90, ge=1, examples=["90"])
+    log_content: Literal["full", "metadata"] = Field("full", examples=["metadata"])
+    log_content_max_bytes: int = Field(256 * 1024, ge=0, examples=["262144"])
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", examples=["INFO"])
+
+    # The server
+    host: str = Field("0.0.0.0", min_length=1, examples=["0.0.0.0"])  # noqa: S104 - a server's default is to be reachable
+    port: int = Field(8000, ge=1, le=65535, examples=["8000"])
+    workers: int = Field(1, ge=1, le=256, examples=["2"])
+    max_request_bytes: int = Field(20 * 1024 * 1024, ge=1024, examples=["20971520"])
+    request_body_timeout_seconds: float = Field(30.0, gt=0, examples=["30"])
+    shutdown_grace_seconds: float = Field(30.0, ge=0, examples=["30"])
+    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
+        (), examples=["10.0.0.0/8, 127.0.0.1"]
+    )
+    upstream_private_hosts: str = Field("", examples=["loopback, 10.0.0.0/8, llm.internal"])
+    docs_enabled: bool = Field(True, examples=["false"])
+
+    is_embedded: bool = Field(False, validation_alias="GATEWAY_EMBEDDED", examples=["true"])
+    """Set by `python -m app serve` for its own workers: the two servers are its own children."""
+
+    @field_validator("database_url")
+    @classmethod
+    def _database(cls, value: str) -> str:
+        if not value:
+            return ""
+        scheme, _, rest = value.partition("://")
+        if scheme not in ("postgresql", "postgres", "postgresql+asyncpg") or not rest:
+            raise ValueError("is not a PostgreSQL URL")
+        return f"postgresql+asyncpg://{rest}"
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, value: str) -> str:
+        if value and value.partition("://")[0] not in ("redis", "rediss", "redis+sentinel", "unix"):
+            raise ValueError("is not a Redis URL (redis://, rediss://, redis+sentinel:// or unix://)")
+        return value
+
+    @field_validator("llm_api_base")
+    @classmethod
+    def _api_base(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+            raise ValueError("is not an http(s) URL without user and password")
+        return value
+
+    @field_validator("budget_timezone")
+    @classmethod
+    def _zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError("is not a time zone of the IANA database") from None
+        return value
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _networks(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return tuple(ip_network(item.strip(), strict=False) for item in value.split(",") if item.strip())
+        except ValueError:
+            raise ValueError("is not a comma-separated list of addresses and networks") from None
+
+    @field_validator("secret_key", "admin_token", "gateway_shared_secret", "metrics_token", "llm_api_key")
+    @classmethod
+    def _printable(cls, value: SecretStr) -> SecretStr:
+        if re.search(r"[\x00-\x20\x7f]", value.get_secret_value()):
+            raise ValueError("holds spaces or control characters")
+        return value
+
+    @cached_property
+    def budget_zone(self) -> ZoneInfo:
+        return ZoneInfo(self.budget_timezone)
+
+
+def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
+    """Read and check the settings. Raises: SettingsError, one line for the operator.
+
+    `environment` replaces the process's own (and `.env`) in tests.
+    """
+    try:
+        settings = Settings() if environment is None else Settings.model_validate(_from_mapping(environment))
+    except ValidationError as error:
+        raise SettingsError(_first_fault(error)) from None
+    except UnicodeDecodeError:
+        raise SettingsError(".env is not a UTF-8 text file.") from None
+    _refuse_weak_secrets(settings)
+    return settings
+
+
+def require_cluster_settings(settings: Settings) -> None:
+    """What every mode but the embedded default needs from its operator. Raises: SettingsError."""
+    for name in ("database_url", "redis_url"):
+        if not getattr(settings, name):
+            raise SettingsError(
+                f"{name.upper()} is not set. Set it (for example {_example(name)}), or start with `python -m app serve`, "
+                "which brings its own PostgreSQL and Valkey."
+            )
+    for name in ("secret_key", "admin_token"):
+        if not getattr(settings, name).get_secret_value():
+            raise SettingsError(f"{name.upper()} is not set. Set it to {_example(name)}.")
+
+
+def export_settings(**values: str) -> None:
+    """Put settings into this process's environment, for its workers and for the next `load_settings`."""
+    os.environ.update(values)
+
+
+def withdraw_from_environment(pattern: re.Pattern[str]) -> None:
+    """Remove variables that a library would read behind our back, from this process only."""
+    for name in [name for name in os.environ if pattern.match(name)]:
+        del os.environ[name]
+
+
+def _refuse_weak_secrets(settings: Settings) -> None:
+    for name in ("secret_key", "admin_token", "gateway_shared_secret", "metrics_token"):
+        secret = getattr(settings, name).get_secret_value()
+        if not secret:
+            if name in settings.model_fields_set:
+                raise SettingsError(f"{name.upper()} is empty. Set it to {_example(name)}, or leave it out.")
+            continue
+        if secret.lower() in SAMPLE_SECRETS:
+            raise SettingsError(f"{name.upper()} still has its sample value. Set it to {_example(name)}.")
+        if len(secret.encode()) < MIN_SECRET_BYTES:
+            raise SettingsError(f"{name.upper()} is shorter than {MIN_SECRET_BYTES} bytes. Set it to {_example(name)}.")
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors(include_input=False, include_url=False)[0]
+    name = str(fault["loc"][0]).lower() if fault["loc"] else "settings"
+    field = "is_embedded" if name == "gateway_embedded" else name
+    message = fault["msg"].removeprefix("Value error, ")
+    joined = message if message.startswith(("is ", "holds ")) else f"is not usable: {message[:1].lower()}{message[1:]}"
+    return f"{name.upper()} {joined}. Example: {name.upper()}={_example(field)}"
+
+
+def _example(field: str) -> str:
+    examples = Settings.model_fields[field].examples or [""]
+    return str(examples[0])
+
+
+def _from_mapping(environment: Mapping[str, str]) -> dict[str, str]:
+    fields = Settings.model_fields
+    wanted = {str(field.validation_alias or name).lower(): name for name, field in fields.items()}
+    return {
+        (key if key == "GATEWAY_EMBEDDED" else wanted[key.lower()]): value
+        for key, value in environment.items()
+        if key.lower() in wanted
+    }

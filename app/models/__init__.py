@@ -1,0 +1,1 @@
+"""What crosses the wire (`schemas`) and what lies in PostgreSQL (`tables`)."""

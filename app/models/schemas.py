@@ -1,0 +1,797 @@
+"""What crosses the wire of the admin API: bodies to create and to patch, and views to answer with.
+
+Write models refuse unknown fields, so a mistyped or forbidden field is an error and never silence. A patch holds only what
+was named (`model_fields_set`). Secrets appear in the views named `…Created` and nowhere else.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from datetime import UTC, date, datetime
+from typing import Annotated, Any, Generic, TypeVar, cast
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, StrictBool, StrictInt, StrictStr
+
+from app.domain.access import Role
+from app.domain.budget import Budget, PeriodKind, ReserveMode
+from app.domain.catalog import HealthCheck, HealthCheckKind, ProviderKind, Strategy, Timeouts
+from app.domain.identity import LogContent, Overflow, OverflowMode, PaymentStatus
+from app.domain.limits import Limit, LimitKind
+from app.domain.money import PicoUsd, pico_to_usd_per_mtok
+from app.domain.pricing import Price, Rates, Tier
+from app.models.money_fields import Usd, UsdEach, UsdPerMtok, amount_text, each_text
+from app.services.manage_access import AdminChanges, AppChanges, KeyChanges
+from app.services.manage_catalog import EndpointChanges, ModelChanges, NewCredential
+from app.services.manage_users import UserChanges
+from app.storage.management_ports import (
+    AdminRow,
+    AdminSpec,
+    AppRow,
+    AppSpec,
+    AuditRow,
+    EndpointRow,
+    EndpointSpec,
+    KeyRow,
+    KeySpec,
+    ModelRow,
+    ModelSpec,
+    UserRow,
+    UserSpec,
+)
+
+Item = TypeVar("Item")
+
+
+def _in_utc(value: datetime) -> datetime:
+    """A time without a zone is taken as UTC."""
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def _rfc3339(value: datetime) -> str:
+    return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+Moment = Annotated[datetime, AfterValidator(_in_utc), PlainSerializer(_rfc3339, return_type=str)]
+"""RFC 3339, answered in UTC."""
+Text = Annotated[StrictStr, Field(max_length=200)]
+LongText = Annotated[StrictStr, Field(max_length=2048)]
+Secret = Annotated[StrictStr, Field(max_length=20_000)]
+Count = Annotated[StrictInt, Field(ge=1, le=2**31 - 1)]
+Seconds = Annotated[float, Field(gt=0, le=86_400, strict=True, allow_inf_nan=False)]
+Names = Annotated[list[Text], Field(max_length=1000)]
+GraceSeconds = Annotated[StrictInt, Field(ge=0, le=30 * 86_400)]
+
+
+class _Body(BaseModel):
+    """What a caller sends. `fields` is its content in the domain's terms."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    def fields(self, *, only_named: bool = False) -> dict[str, Any]:
+        """Field by field: shapes as what they stand for, lists as tuples; of a patch only what the caller named."""
+        names = self.model_fields_set if only_named else type(self).model_fields
+        return {name: _domain(getattr(self, name)) for name in names}
+
+
+class _Shape(_Body, ABC):
+    """A part of a body that stands for one value of the domain."""
+
+    @abstractmethod
+    def domain(self) -> object: ...
+
+
+def _domain(value: Any) -> Any:
+    match value:
+        case _Shape():
+            return value.domain()
+        case list():
+            return tuple(_domain(each) for each in value)
+        case _:
+            return value
+
+
+class _View(BaseModel):
+    """What is answered; built by `of` from a row."""
+
+
+# ── Limits, budgets, prices ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+class LimitShape(_Shape):
+    kind: LimitKind = Field(examples=["requests"])
+    limit: Annotated[StrictInt, Field(ge=0, le=10**15)] = Field(examples=[60])
+    window_seconds: Annotated[StrictInt, Field(ge=0)] = Field(
+        0, description="Length of the sliding window; 0 or absent for concurrency.", examples=[60]
+    )
+
+    def domain(self) -> Limit:
+        return Limit(self.kind, self.limit, self.window_seconds)
+
+    @classmethod
+    def of(cls, limit: Limit) -> LimitShape:
+        return cls(kind=limit.kind, limit=limit.limit, window_seconds=limit.window_s)
+
+
+class BudgetShape(_Shape):
+    period: PeriodKind = Field(examples=["monthly"])
+    soft_limit_usd: Usd | None = Field(None, examples=["8"])
+    hard_limit_usd: Usd | None = Field(None, examples=["10"])
+    reserve: ReserveMode = Field(ReserveMode.WORST_CASE)
+
+    def domain(self) -> Budget:
+        return Budget(self.period, self.soft_limit_usd, self.hard_limit_usd, self.reserve)
+
+
+class BudgetView(_View):
+    period: PeriodKind
+    soft_limit_usd: str | None
+    hard_limit_usd: str | None
+    reserve: ReserveMode
+
+    @classmethod
+    def of(cls, budget: Budget) -> BudgetView:
+        soft, hard = budget.soft_limit_nanousd, budget.hard_limit_nanousd
+        return cls(
+            period=budget.period,
+            soft_limit_usd=None if soft is None else amount_text(soft),
+            hard_limit_usd=None if hard is None else amount_text(hard),
+            reserve=budget.reserve,
+        )
+
+
+Limits = Annotated[list[LimitShape], Field(max_length=20)]
+Budgets = Annotated[list[BudgetShape], Field(max_length=20)]
+
+
+def _limit_views(limits: tuple[Limit, ...]) -> list[LimitShape]:
+    return [LimitShape.of(limit) for limit in limits]
+
+
+def _budget_views(budgets: tuple[Budget, ...]) -> list[BudgetView]:
+    return [BudgetView.of(budget) for budget in budgets]
+
+
+class RatesShape(_Body):
+    """Unit prices; a kind of token that is absent costs what its family (input or output) costs."""
+
+    input_usd_per_mtok: UsdPerMtok
+    output_usd_per_mtok: UsdPerMtok
+    cached_input_usd_per_mtok: UsdPerMtok | None = None
+    cache_write_5m_usd_per_mtok: UsdPerMtok | None = None
+    cache_write_1h_usd_per_mtok: UsdPerMtok | None = None
+    reasoning_usd_per_mtok: UsdPerMtok | None = None
+    audio_input_usd_per_mtok: UsdPerMtok | None = None
+    audio_output_usd_per_mtok: UsdPerMtok | None = None
+
+    def rates(self) -> Rates:
+        return Rates(**{name: getattr(self, f"{name}_usd_per_mtok") for name in _RATES})
+
+
+_RATES = tuple(name.removesuffix("_usd_per_mtok") for name in RatesShape.model_fields)
+
+
+class TierShape(RatesShape, _Shape):
+    """Rates of the whole call once its prompt is longer than this."""
+
+    above_prompt_tokens: Count
+
+    def domain(self) -> Tier:
+        return Tier(self.above_prompt_tokens, self.rates())
+
+
+class PriceShape(RatesShape, _Shape):
+    request_usd: UsdEach = PicoUsd(0)
+    image_usd: UsdEach = PicoUsd(0)
+    tiers: Annotated[list[TierShape], Field(max_length=20)] = []
+
+    def domain(self) -> Price:
+        """The id is given when it is stored."""
+        return Price("", self.rates(), _domain(self.tiers), self.request_usd, self.image_usd)
+
+
+class RatesView(_View):
+    input_usd_per_mtok: str
+    output_usd_per_mtok: str
+    cached_input_usd_per_mtok: str | None
+    cache_write_5m_usd_per_mtok: str | None
+    cache_write_1h_usd_per_mtok: str | None
+    reasoning_usd_per_mtok: str | None
+    audio_input_usd_per_mtok: str | None
+    audio_output_usd_per_mtok: str | None
+
+
+class TierView(RatesView):
+    above_prompt_tokens: int
+
+
+class PriceView(RatesView):
+    request_usd: str
+    image_usd: str
+    tiers: list[TierView]
+
+    @classmethod
+    def of(cls, price: Price | None) -> PriceView | None:
+        if price is None:
+            return None
+        tiers = [
+            TierView(above_prompt_tokens=tier.above_prompt_tokens, **_rate_texts(tier.rates)) for tier in price.tiers
+        ]
+        each = {"request_usd": each_text(price.request), "image_usd": each_text(price.image)}
+        return cls(tiers=tiers, **_rate_texts(price.rates), **each)
+
+
+def _rate_texts(rates: Rates) -> dict[str, Any]:
+    units = {name: getattr(rates, name) for name in _RATES}
+    return {
+        f"{name}_usd_per_mtok": unit if unit is None else pico_to_usd_per_mtok(unit) for name, unit in units.items()
+    }
+
+
+# ── Users ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class UserCreate(_Body):
+    user_oid: Text = Field(description="The account's id in the company directory.", examples=["user-123"])
+    email: Text | None = Field(None, examples=["user@example.com"])
+    name: Text | None = Field(None, examples=["Ada Lovelace"])
+    payment_status: PaymentStatus = PaymentStatus.ACTIVE
+    payment_valid_until: date | None = Field(
+        None, description="The last paid day, in BUDGET_TIMEZONE; null: no end.", examples=["2026-12-31"]
+    )
+    limits: Limits = []
+    budgets: Budgets = []
+
+    def spec(self) -> UserSpec:
+        fields = self.fields()
+        return UserSpec(oid=fields.pop("user_oid"), **fields)
+
+
+class UserPatch(_Body):
+    email: Text | None = None
+    name: Text | None = None
+    payment_status: PaymentStatus = PaymentStatus.ACTIVE
+    payment_valid_until: date | None = None
+    limits: Limits = []
+    budgets: Budgets = []
+
+    def changes(self) -> UserChanges:
+        return cast(UserChanges, self.fields(only_named=True))
+
+
+class UserView(_View):
+    user_oid: str
+    email: str | None
+    name: str | None
+    payment_status: PaymentStatus
+    payment_valid_until: date | None
+    limits: list[LimitShape]
+    budgets: list[BudgetView]
+    created_at: Moment
+    updated_at: Moment
+
+    @classmethod
+    def of(cls, row: UserRow) -> UserView:
+        spec = row.spec
+        return cls(
+            user_oid=spec.oid,
+            email=spec.email,
+            name=spec.name,
+            payment_status=spec.payment_status,
+            payment_valid_until=spec.payment_valid_until,
+            limits=_limit_views(spec.limits),
+            budgets=_budget_views(spec.budgets),
+            created_at=row.created_at,
+            updated_at=row.updated_at,
+        )
+
+
+class ExpiryView(_View):
+    user_oid: str
+    email: str | None
+    payment_valid_until: date | None
+    payment_status: PaymentStatus
+    synced: bool
+
+
+class BulkExpiryView(_View):
+    checked: int = Field(examples=[150])
+    expired: int = Field(examples=[3])
+    timestamp: str = Field(examples=["2025-02-15T10:30:45.123456"])
+
+
+# ── Keys ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class OverflowShape(_Shape):
+    mode: OverflowMode = OverflowMode.REJECT
+    max_wait_seconds: Annotated[float, Field(ge=0, le=600, strict=True, allow_inf_nan=False)] = 10
+    fallback_model: Text | None = None
+
+    def domain(self) -> Overflow:
+        return Overflow(self.mode, self.max_wait_seconds, self.fallback_model)
+
+    @classmethod
+    def of(cls, overflow: Overflow) -> OverflowShape:
+        return cls(mode=overflow.mode, max_wait_seconds=overflow.max_wait_s, fallback_model=overflow.fallback_model)
+
+
+class KeyCreate(_Body):
+    user_oid: Text = Field(examples=["user-123"])
+    name: Text = Field("", examples=["ci"])
+    allowed_models: Names = Field(["*"], description="Names of models, or * for all.", examples=[["*"]])
+    expires_at: Moment | None = Field(None, examples=["2027-01-01T00:00:00Z"])
+    allowed_ips: Names = Field([], description="Addresses and networks; empty: any.", examples=[["10.0.0.0/8"]])
+    log_content: LogContent | None = Field(None, description="null: as LOG_CONTENT says.")
+    limits: Limits | None = Field(None, description="Absent or null: the settings' defaults; empty: no limit.")
+    budgets: Budgets = []
+    overflow: OverflowShape = OverflowShape()
+
+    def spec(self) -> KeySpec:
+        return KeySpec(**self.fields())
+
+
+class KeyPatch(_Body):
+    name: Text = ""
+    allowed_models: Names = []
+    expires_at: Moment | None = None
+    allowed_ips: Names = []
+    log_content: LogContent | None = None
+    limits: Limits | None = None
+    budgets: Budgets = []
+    overflow: OverflowShape = OverflowShape()
+
+    def changes(self) -> KeyChanges:
+        return cast(KeyChanges, self.fields(only_named=True))
+
+
+class KeyView(_View):
+    id: str
+    user_oid: str
+    name: str
+    key_prefix: str = Field(examples=["sk-ag-AbCd"])
+    last4: str = Field(examples=["x9Zk"])
+    status: str = Field(description="active, expired or revoked", examples=["active"])
+    allowed_models: list[str]
+    expires_at: Moment | None
+    allowed_ips: list[str]
+    log_content: LogContent | None
+    limits: list[LimitShape] | None = Field(description="null: the settings' defaults hold.")
+    has_own_limits: bool
+    budgets: list[BudgetView]
+    overflow: OverflowShape
+    revoked_at: Moment | None
+    last_used_at: Moment | None
+    created_at: Moment
+    updated_at: Moment
+
+    @classmethod
+    def of(cls, row: KeyRow, now: datetime) -> KeyView:
+        return cls(**_key_fields(row, now))
+
+
+class KeyCreated(KeyView):
+    key: str = Field(description="The secret. It is shown here and never again.", examples=["sk-ag-…"])
+
+    @classmethod
+    def with_secret(cls, row: KeyRow, secret: str, now: datetime) -> KeyCreated:
+        return cls(**_key_fields(row, now), key=secret)
+
+
+def _key_fields(row: KeyRow, now: datetime) -> dict[str, Any]:
+    spec = row.spec
+    return {
+        "id": row.id,
+        "user_oid": spec.user_oid,
+        "name": spec.name,
+        "key_prefix": row.key_prefix,
+        "last4": row.last4,
+        "status": row.status_at(now),
+        "allowed_models": list(spec.allowed_models),
+        "expires_at": spec.expires_at,
+        "allowed_ips": list(spec.allowed_ips),
+        "log_content": spec.log_content,
+        "limits": None if spec.limits is None else _limit_views(spec.limits),
+        "has_own_limits": spec.limits is not None,
+        "budgets": _budget_views(spec.budgets),
+        "overflow": OverflowShape.of(spec.overflow),
+        "revoked_at": row.revoked_at,
+        "last_used_at": row.last_used_at,
+        "created_at": row.created_at,
+        "updated_at": row.updated_at,
+    }
+
+
+class Rotate(_Body):
+    grace_seconds: GraceSeconds = Field(0, description="How long the old secret stays valid.", examples=[3600])
+
+
+# ── Apps ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class AppCreate(_Body):
+    app_id: Text = Field(examples=["crm"])
+    name: Text = Field("", examples=["CRM"])
+    is_active: StrictBool = True
+    allowed_models: Names = ["*"]
+    allowed_networks: Names = []
+    own_secret_only: StrictBool = Field(False, description="Refuse the global GATEWAY_SHARED_SECRET for this app.")
+    auto_create_users: StrictBool = Field(False, description="Create users this app names for the first time.")
+    log_content: LogContent | None = None
+    limits: Limits = []
+    budgets: Budgets = []
+
+    def spec(self) -> AppSpec:
+        return AppSpec(**self.fields())
+
+
+class AppPatch(_Body):
+    name: Text = ""
+    is_active: StrictBool = True
+    allowed_models: Names = []
+    allowed_networks: Names = []
+    own_secret_only: StrictBool = False
+    auto_create_users: StrictBool = False
+    log_content: LogContent | None = None
+    limits: Limits = []
+    budgets: Budgets = []
+
+    def changes(self) -> AppChanges:
+        return cast(AppChanges, self.fields(only_named=True))
+
+
+class AppView(_View):
+    app_id: str
+    name: str
+    is_active: bool
+    allowed_models: list[str]
+    allowed_networks: list[str]
+    own_secret_only: bool
+    auto_create_users: bool
+    log_content: LogContent | None
+    limits: list[LimitShape]
+    budgets: list[BudgetView]
+    secret_last4: str | None
+    created_at: Moment
+    updated_at: Moment
+
+    @classmethod
+    def of(cls, row: AppRow) -> AppView:
+        return cls(**_app_fields(row))
+
+
+class AppCreated(AppView):
+    secret: str = Field(description="The app's own secret. It is shown here and never again.", examples=["ag-app-…"])
+
+    @classmethod
+    def with_secret(cls, row: AppRow, secret: str) -> AppCreated:
+        return cls(**_app_fields(row), secret=secret)
+
+
+def _app_fields(row: AppRow) -> dict[str, Any]:
+    spec = row.spec
+    return {
+        "app_id": spec.app_id,
+        "name": spec.name,
+        "is_active": spec.is_active,
+        "allowed_models": list(spec.allowed_models),
+        "allowed_networks": list(spec.allowed_networks),
+        "own_secret_only": spec.own_secret_only,
+        "auto_create_users": spec.auto_create_users,
+        "log_content": spec.log_content,
+        "limits": _limit_views(spec.limits),
+        "budgets": _budget_views(spec.budgets),
+        "secret_last4": row.secret_last4,
+        "created_at": row.created_at,
+        "updated_at": row.updated_at,
+    }
+
+
+# ── Models and endpoints ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class ModelCreate(_Body):
+    name: Text = Field(description="What clients ask for.", examples=["gpt-4"])
+    aliases: Names = Field([], examples=[["gpt-4-latest"]])
+    strategy: Strategy = Strategy.ROUND_ROBIN
+    fallbacks: Names = Field([], description="Models that are tried, in order, when no endpoint of this one answers.")
+    context_window: Count | None = Field(None, examples=[128000])
+    max_output_tokens: Count | None = Field(None, examples=[4096])
+    price: PriceShape | None = Field(None, description="null: from the price map.")
+    limits: Limits = []
+    budgets: Budgets = []
+
+    def spec(self) -> ModelSpec:
+        return ModelSpec(**self.fields())
+
+
+class ModelPatch(_Body):
+    aliases: Names = []
+    strategy: Strategy = Strategy.ROUND_ROBIN
+    fallbacks: Names = []
+    context_window: Count | None = None
+    max_output_tokens: Count | None = None
+    price: PriceShape | None = None
+    limits: Limits = []
+    budgets: Budgets = []
+
+    def changes(self) -> ModelChanges:
+        return cast(ModelChanges, self.fields(only_named=True))
+
+
+class ModelView(_View):
+    name: str
+    aliases: list[str]
+    strategy: Strategy
+    fallbacks: list[str]
+    context_window: int | None
+    max_output_tokens: int | None
+    price: PriceView | None
+    limits: list[LimitShape]
+    budgets: list[BudgetView]
+    endpoints: int = Field(description="How many endpoints serve it.")
+    created_at: Moment
+    updated_at: Moment
+
+    @classmethod
+    def of(cls, row: ModelRow) -> ModelView:
+        spec = row.spec
+        return cls(
+            name=spec.name,
+            aliases=list(spec.aliases),
+            strategy=spec.strategy,
+            fallbacks=list(spec.fallbacks),
+            context_window=spec.context_window,
+            max_output_tokens=spec.max_output_tokens,
+            price=PriceView.of(spec.price),
+            limits=_limit_views(spec.limits),
+            budgets=_budget_views(spec.budgets),
+            endpoints=row.endpoints,
+            created_at=row.created_at,
+            updated_at=row.updated_at,
+        )
+
+
+class TimeoutsShape(_Shape):
+    connect_seconds: Seconds = 5
+    first_token_seconds: Seconds = 60
+    between_tokens_seconds: Seconds = 30
+    total_seconds: Seconds = 600
+    unary_seconds: Seconds | None = Field(
+        None,
+        description="For a whole unary answer. null: as first_token_seconds where that was set, otherwise total_seconds.",
+    )
+
+    def domain(self) -> Timeouts:
+        unary = self.unary_seconds
+        if unary is None:
+            unary = self.first_token_seconds if "first_token_seconds" in self.model_fields_set else self.total_seconds
+        return Timeouts(
+            self.connect_seconds, self.first_token_seconds, self.between_tokens_seconds, self.total_seconds, unary
+        )
+
+    @classmethod
+    def of(cls, timeouts: Timeouts) -> TimeoutsShape:
+        return cls(
+            connect_seconds=timeouts.connect_s,
+            first_token_seconds=timeouts.first_token_s,
+            between_tokens_seconds=timeouts.between_tokens_s,
+            total_seconds=timeouts.total_s,
+            unary_seconds=timeouts.unary_s,
+        )
+
+
+class HealthCheckShape(_Shape):
+    kind: HealthCheckKind = HealthCheckKind.MODELS
+    interval_seconds: Seconds = 30
+
+    def domain(self) -> HealthCheck:
+        return HealthCheck(self.kind, self.interval_seconds)
+
+    @classmethod
+    def of(cls, check: HealthCheck) -> HealthCheckShape:
+        return cls(kind=check.kind, interval_seconds=check.interval_s)
+
+
+Weight = Annotated[StrictInt, Field(ge=0, le=1_000_000)]
+Priority = Annotated[StrictInt, Field(ge=-1_000_000, le=1_000_000)]
+
+
+class EndpointCreate(_Body):
+    model: Text = Field(description="The model that it serves.", examples=["gpt-4"])
+    provider: ProviderKind = Field(examples=["openai"])
+    upstream_model: Text | None = Field(
+        None, description="The model's name at the provider; absent: the same as here.", examples=["gpt-4o"]
+    )
+    api_base: LongText | None = Field(
+        None, description="Absent: the provider's public address.", examples=["https://api.openai.com/v1"]
+    )
+    api_key: Secret | None = Field(None, description="Write-only; stored encrypted.", examples=["sk-…"])
+    weight: Weight = 1
+    priority: Priority = Field(0, description="Higher first.")
+    max_concurrency: Count | None = None
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    timeouts: TimeoutsShape = TimeoutsShape()
+    health_check: HealthCheckShape = HealthCheckShape()
+    price: PriceShape | None = Field(None, description="null: the model's.")
+
+    def spec(self) -> EndpointSpec:
+        fields = self.fields()
+        fields.pop("api_key")
+        fields["api_base"] = self.api_base or ""
+        fields["upstream_model"] = self.model if self.upstream_model is None else self.upstream_model
+        return EndpointSpec(**fields)
+
+    def credential(self) -> NewCredential:
+        return NewCredential(self.api_key)
+
+
+class EndpointPatch(_Body):
+    provider: ProviderKind = ProviderKind.OPENAI
+    upstream_model: Text = ""
+    api_base: LongText | None = None
+    api_key: Secret | None = Field(None, description="Write-only; null takes the stored one away.")
+    weight: Weight = 1
+    priority: Priority = 0
+    max_concurrency: Count | None = None
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    timeouts: TimeoutsShape = TimeoutsShape()
+    health_check: HealthCheckShape = HealthCheckShape()
+    price: PriceShape | None = None
+
+    def changes(self) -> EndpointChanges:
+        fields = self.fields(only_named=True)
+        fields.pop("api_key", None)
+        if "api_base" in fields:
+            fields["api_base"] = self.api_base or ""
+        return cast(EndpointChanges, fields)
+
+    def credential(self) -> NewCredential | None:
+        return NewCredential(self.api_key) if "api_key" in self.model_fields_set else None
+
+
+class Drain(_Body):
+    draining: StrictBool = True
+
+
+class EndpointView(_View):
+    id: str
+    model: str
+    provider: ProviderKind
+    upstream_model: str
+    api_base: str
+    credential: str | None = Field(description="What may be shown of the credential.", examples=["…x9Zk"])
+    state: str = Field(description="closed, open, half_open or draining", examples=["closed"])
+    weight: int
+    priority: int
+    max_concurrency: int | None
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    timeouts: TimeoutsShape
+    health_check: HealthCheckShape
+    price: PriceView | None
+    created_at: Moment
+    updated_at: Moment
+
+    @classmethod
+    def of(cls, row: EndpointRow, state: str) -> EndpointView:
+        spec = row.spec
+        return cls(
+            id=row.id,
+            model=spec.model,
+            provider=spec.provider,
+            upstream_model=spec.upstream_model,
+            api_base=spec.api_base,
+            credential=None if row.credential_last4 is None else f"…{row.credential_last4}",
+            state="draining" if spec.is_draining else state,
+            weight=spec.weight,
+            priority=spec.priority,
+            max_concurrency=spec.max_concurrency,
+            requests_per_minute=spec.requests_per_minute,
+            tokens_per_minute=spec.tokens_per_minute,
+            timeouts=TimeoutsShape.of(spec.timeouts),
+            health_check=HealthCheckShape.of(spec.health_check),
+            price=PriceView.of(spec.price),
+            created_at=row.created_at,
+            updated_at=row.updated_at,
+        )
+
+
+# ── Administrators and the trail ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class AdminCreate(_Body):
+    name: Text = Field(examples=["Ada Lovelace"])
+    role: Role = Field(examples=["viewer"])
+    expires_at: Moment | None = None
+
+    def spec(self) -> AdminSpec:
+        return AdminSpec(**self.fields())
+
+
+class AdminPatch(_Body):
+    name: Text = ""
+    role: Role = Role.VIEWER
+    expires_at: Moment | None = None
+
+    def changes(self) -> AdminChanges:
+        return cast(AdminChanges, self.fields(only_named=True))
+
+
+class AdminView(_View):
+    id: str
+    name: str
+    role: Role
+    last4: str
+    status: str = Field(description="active, expired or revoked", examples=["active"])
+    expires_at: Moment | None
+    revoked_at: Moment | None
+    created_at: Moment
+
+    @classmethod
+    def of(cls, row: AdminRow, now: datetime) -> AdminView:
+        return cls(**_admin_fields(row, now))
+
+
+class AdminCreated(AdminView):
+    token: str = Field(description="The bearer token. It is shown here and never again.", examples=["ag-admin-…"])
+
+    @classmethod
+    def with_secret(cls, row: AdminRow, secret: str, now: datetime) -> AdminCreated:
+        return cls(**_admin_fields(row, now), token=secret)
+
+
+def _admin_fields(row: AdminRow, now: datetime) -> dict[str, Any]:
+    ended = "revoked" if row.revoked_at else "expired"
+    return {
+        "id": row.id,
+        "name": row.spec.name,
+        "role": row.spec.role,
+        "last4": row.last4,
+        "status": "active" if row.is_active_at(now) else ended,
+        "expires_at": row.spec.expires_at,
+        "revoked_at": row.revoked_at,
+        "created_at": row.created_at,
+    }
+
+
+class AuditView(_View):
+    id: str
+    at: Moment
+    actor: str
+    role: str
+    address: str | None
+    action: str = Field(examples=["key.create"])
+    object_kind: str
+    object_id: str
+    before: Any = Field(description="As it was; money in nanodollars, prices in picodollars, as the names say.")
+    after: Any
+    hash: str = Field(description="SHA-256 over this row and the hash before it, in hexadecimal.")
+
+    @classmethod
+    def of(cls, row: AuditRow) -> AuditView:
+        return cls(
+            id=str(row.id),
+            at=row.at,
+            actor=row.actor,
+            role=row.role,
+            address=row.address,
+            action=row.action,
+            object_kind=row.object_kind,
+            object_id=row.object_id,
+            before=row.before,
+            after=row.after,
+            hash=row.hash.hex(),
+        )
+
+
+class AuditVerdictView(_View):
+    verified: int = Field(examples=[1234])
+    valid: bool
+    first_invalid_id: str | None
+
+
+class PageView(_View, Generic[Item]):
+    items: list[Item]
+    next_cursor: str | None = Field(description="Send it as ?cursor= for the next page; null: this is the last.")

@@ -1,0 +1,417 @@
+"""The schema, as SQLAlchemy Core tables. Statements over them stand in `app/storage`; Alembic's migrations create them.
+
+Money is BIGINT nanodollars, prices are BIGINT picodollars inside `prices.rates`, times are TIMESTAMPTZ in UTC.
+The ledger (`usage_records`), its bodies (`usage_content`) and the refusals are partitioned by month of `created_at`,
+which is the time inside the UUIDv7 `request_id`: the pair is unique because the id alone is.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Date,
+    DateTime,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    false,
+    func,
+    text,
+    true,
+)
+from sqlalchemy.dialects.postgresql import JSONB, UUID
+
+SCHEMA_REVISION = "0001"
+"""The newest migration. A process whose database says otherwise migrates (or waits for the one that does)."""
+
+MAX_NAME_CHARS = 200
+"""Of a user's oid, an app's id and a model's name. The ledger cuts what callers send to this length (a row of an index
+has to fit a third of a page), so no holder may have a longer name."""
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _created_at() -> Column[object]:
+    return Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now())
+
+
+def _updated_at() -> Column[object]:
+    return Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now())
+
+
+def _named_within(column: str) -> CheckConstraint:
+    return CheckConstraint(f"char_length({column}) <= {MAX_NAME_CHARS}", name=f"{column}_length")
+
+
+def _texts(name: str, default: str = "{}") -> Column[object]:
+    return Column(name, ARRAY(Text), nullable=False, server_default=text(f"'{default}'"))
+
+
+# ── Configuration ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+config_revision = Table(
+    "config_revision",
+    metadata,
+    Column("id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("revision", BigInteger, nullable=False),
+    CheckConstraint("id = 1", name="single_row"),
+)
+"""One row. A change of configuration raises `revision` in its own transaction; the row lock puts changes in order."""
+
+config_changes = Table(
+    "config_changes",
+    metadata,
+    Column("revision", BigInteger, primary_key=True, autoincrement=False),
+    Column("kind", Text, nullable=False),  # user | key | app | admin | catalog
+    Column("ref", Text, nullable=False),  # the object's id: what to drop from memory
+    Column("changed_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+)
+
+users = Table(
+    "users",
+    metadata,
+    Column("oid", Text, primary_key=True),
+    Column("email", Text),
+    Column("name", Text),
+    Column("payment_status", Text, nullable=False, server_default="active"),
+    Column("payment_valid_until", Date),
+    _created_at(),
+    _updated_at(),
+    CheckConstraint("payment_status IN ('active', 'trial', 'expired', 'suspended')", name="payment_status"),
+    _named_within("oid"),
+    Index("ix_users_payment_valid_until", "payment_valid_until"),
+    Index("ix_users_created_at_oid", "created_at", "oid"),
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", UUID(as_uuid=False), primary_key=True),
+    Column("user_oid", Text, ForeignKey("users.oid", ondelete="CASCADE"), nullable=False),
+    Column("name", Text, nullable=False, server_default=""),
+    Column("digest", LargeBinary, nullable=False),  # HMAC-SHA-256 of the key under a pepper that is not in the database
+    Column("key_prefix", Text, nullable=False),
+    Column("last4", Text, nullable=False),
+    Column("status", Text, nullable=False, server_default="active"),
+    _texts("allowed_models", "{*}"),
+    _texts("allowed_ips"),
+    Column("log_content", Text),
+    Column("has_own_limits", Boolean, nullable=False, server_default=false()),  # false: the settings' defaults hold
+    Column("overflow", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("expires_at", DateTime(timezone=True)),
+    Column("revoked_at", DateTime(timezone=True)),
+    Column("last_used_at", DateTime(timezone=True)),
+    _created_at(),
+    _updated_at(),
+    UniqueConstraint("digest"),
+    CheckConstraint("status IN ('active', 'revoked')", name="status"),
+    CheckConstraint("log_content IN ('full', 'metadata')", name="log_content"),
+    Index("ix_keys_user_oid", "user_oid"),
+    Index("ix_keys_created_at_id", "created_at", "id"),
+)
+
+apps = Table(
+    "apps",
+    metadata,
+    Column("app_id", Text, primary_key=True),
+    Column("name", Text, nullable=False, server_default=""),
+    Column("is_active", Boolean, nullable=False, server_default=true()),
+    _texts("allowed_models", "{*}"),
+    _texts("allowed_networks"),
+    Column("own_secret_only", Boolean, nullable=False, server_default=false()),
+    Column("auto_create_users", Boolean, nullable=False, server_default=false()),
+    Column("log_content", Text),
+    _created_at(),
+    _updated_at(),
+    _named_within("app_id"),
+)
+
+app_secrets = Table(
+    "app_secrets",
+    metadata,
+    Column("id", UUID(as_uuid=False), primary_key=True),
+    Column("app_id", Text, ForeignKey("apps.app_id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("digest", LargeBinary, nullable=False),
+    Column("last4", Text, nullable=False),
+    Column("expires_at", DateTime(timezone=True)),
+    _created_at(),
+)
+
+admins = Table(
+    "admins",
+    metadata,
+    Column("id", UUID(as_uuid=False), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("token_digest", LargeBinary, nullable=False),
+    Column("last4", Text, nullable=False),
+    Column("expires_at", DateTime(timezone=True)),
+    Column("revoked_at", DateTime(timezone=True)),
+    Column("last_used_at", DateTime(timezone=True)),
+    _created_at(),
+    _updated_at(),
+    UniqueConstraint("token_digest"),
+    CheckConstraint("role IN ('owner', 'admin', 'billing', 'viewer')", name="role"),
+)
+
+models = Table(
+    "models",
+    metadata,
+    Column("name", Text, primary_key=True),
+    _texts("aliases"),
+    Column("strategy", Text, nullable=False, server_default="round_robin"),
+    _texts("fallbacks"),
+    Column("context_window", Integer),
+    Column("max_output_tokens", Integer),
+    _created_at(),
+    _updated_at(),
+    CheckConstraint("strategy IN ('round_robin', 'least_busy', 'latency', 'cost')", name="strategy"),
+    _named_within("name"),
+)
+
+endpoints = Table(
+    "endpoints",
+    metadata,
+    Column("id", UUID(as_uuid=False), primary_key=True),
+    Column(
+        "model", Text, ForeignKey("models.name", ondelete="CASCADE", onupdate="CASCADE"), nullable=False, index=True
+    ),
+    Column("provider", Text, nullable=False),
+    Column("upstream_model", Text, nullable=False),
+    Column("api_base", Text, nullable=False, server_default=""),
+    Column("credential_sealed", LargeBinary),  # AES-256-GCM, bound to this endpoint's id and host
+    Column("credential_last4", Text),
+    Column("weight", Integer, nullable=False, server_default="1"),
+    Column("priority", Integer, nullable=False, server_default="0"),
+    Column("max_concurrency", Integer),
+    Column("requests_per_minute", Integer),
+    Column("tokens_per_minute", Integer),
+    Column("timeouts", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("health_check", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("is_draining", Boolean, nullable=False, server_default=false()),
+    _created_at(),
+    _updated_at(),
+    CheckConstraint("provider IN ('openai', 'anthropic', 'litellm', 'demo')", name="provider"),
+    CheckConstraint("weight >= 0", name="weight"),
+)
+
+prices = Table(
+    "prices",
+    metadata,
+    Column("id", UUID(as_uuid=False), primary_key=True),
+    Column("model", Text, nullable=False),
+    Column("endpoint_id", UUID(as_uuid=False)),
+    Column("rates", JSONB),  # picodollars per unit as integers; NULL: back to the price map
+    Column("valid_from", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Index("ix_prices_model_valid_from", "model", "endpoint_id", "valid_from"),
+)
+"""Append-only history: the newest row of a model (or of one of its endpoints) holds. No foreign key, to outlive both."""
+
+
+def _holder_columns() -> list[Column[object]]:
+    return [
+        Column("key_id", UUID(as_uuid=False), ForeignKey("keys.id", ondelete="CASCADE"), index=True),
+        Column("user_oid", Text, ForeignKey("users.oid", ondelete="CASCADE"), index=True),
+        Column("app_id", Text, ForeignKey("apps.app_id", ondelete="CASCADE"), index=True),
+        Column("model", Text, ForeignKey("models.name", ondelete="CASCADE", onupdate="CASCADE"), index=True),
+    ]
+
+
+def _one_holder() -> CheckConstraint:
+    return CheckConstraint("num_nonnulls(key_id, user_oid, app_id, model) = 1", name="one_holder")
+
+
+limits = Table(
+    "limits",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=True),
+    *_holder_columns(),
+    Column("kind", Text, nullable=False),
+    Column("limit", BigInteger, nullable=False),
+    Column("window_seconds", Integer, nullable=False),
+    _one_holder(),
+    CheckConstraint("kind IN ('requests', 'tokens', 'concurrency')", name="kind"),
+    CheckConstraint('"limit" >= 0', name="limit"),
+)
+
+budgets = Table(
+    "budgets",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=True),
+    *_holder_columns(),
+    Column("period", Text, nullable=False),
+    Column("soft_limit_nanousd", BigInteger),
+    Column("hard_limit_nanousd", BigInteger),
+    Column("reserve", Text, nullable=False, server_default="worst_case"),
+    _one_holder(),
+    CheckConstraint("period IN ('daily', 'weekly', 'monthly', 'total')", name="period"),
+    CheckConstraint("reserve IN ('worst_case', 'expected')", name="reserve"),
+    CheckConstraint("hard_limit_nanousd >= 0 AND hard_limit_nanousd <= 9000000000000000", name="hard_limit"),
+    CheckConstraint("soft_limit_nanousd >= 0 AND soft_limit_nanousd <= 9000000000000000", name="soft_limit"),
+)
+
+# ── The ledger ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+usage_records = Table(
+    "usage_records",
+    metadata,
+    Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("request_id", UUID(as_uuid=False), nullable=False),
+    Column("client_request_id", Text),
+    Column("user_oid", Text, nullable=False),
+    Column("key_id", UUID(as_uuid=False)),
+    Column("app_id", Text),
+    Column("requested_model", Text, nullable=False),
+    Column("served_model", Text, nullable=False),
+    Column("endpoint_id", UUID(as_uuid=False)),
+    Column("provider", Text),
+    Column("dialect", Text, nullable=False),
+    Column("is_stream", Boolean, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("http_status", SmallInteger, nullable=False),
+    Column("error_code", Text),
+    Column("error_reason", Text),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("reasoning_tokens", BigInteger, nullable=False),
+    Column("usage_quality", Text, nullable=False),
+    Column("cost_nanousd", BigInteger, nullable=False),
+    Column("price_id", Text),
+    Column("first_token_ms", Integer),
+    Column("duration_ms", Integer, nullable=False),
+    Column("attempts", SmallInteger, nullable=False),
+    Column("detail", JSONB, nullable=False),  # attempts in full, limits, budgets, candidates, price, arithmetic
+    PrimaryKeyConstraint("created_at", "request_id"),
+    CheckConstraint("cost_nanousd >= 0", name="cost"),
+    Index("ix_usage_records_request_id", "request_id"),
+    Index("ix_usage_records_user", "user_oid", "created_at", "request_id"),
+    Index("ix_usage_records_key", "key_id", "created_at", "request_id"),
+    Index("ix_usage_records_model", "requested_model", "created_at", "request_id"),
+    Index(
+        "ix_usage_records_app",
+        *("app_id", "created_at", "request_id"),
+        postgresql_where=text("app_id IS NOT NULL"),
+    ),
+    Index(
+        "ix_usage_records_outcome",  # failures are few and searched for often
+        *("outcome", "created_at", "request_id"),
+        postgresql_where=text("outcome <> 'ok'"),
+    ),
+    postgresql_partition_by="RANGE (created_at)",
+)
+"""One row per call that was admitted; append-only."""
+
+refused_calls = Table(
+    "refused_calls",
+    metadata,
+    Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("request_id", UUID(as_uuid=False), nullable=False),
+    Column("client_request_id", Text),
+    Column("user_oid", Text, nullable=False),
+    Column("key_id", UUID(as_uuid=False)),
+    Column("app_id", Text),
+    Column("requested_model", Text, nullable=False),
+    Column("dialect", Text, nullable=False),
+    Column("is_stream", Boolean, nullable=False),
+    Column("http_status", SmallInteger, nullable=False),
+    Column("error_code", Text),
+    Column("error_reason", Text),
+    Column("duration_ms", Integer, nullable=False),
+    Column("detail", JSONB, nullable=False),
+    PrimaryKeyConstraint("created_at", "request_id"),
+    Index("ix_refused_calls_request_id", "request_id"),
+    Index("ix_refused_calls_user", "user_oid", "created_at", "request_id"),
+    Index("ix_refused_calls_key", "key_id", "created_at", "request_id"),
+    Index("ix_refused_calls_model", "requested_model", "created_at", "request_id"),
+    Index(
+        "ix_refused_calls_app",
+        *("app_id", "created_at", "request_id"),
+        postgresql_where=text("app_id IS NOT NULL"),
+    ),
+    postgresql_partition_by="RANGE (created_at)",
+)
+"""Calls of a known identity that were refused before any upstream; they cost nothing and are no part of the ledger."""
+
+usage_content = Table(
+    "usage_content",
+    metadata,
+    Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("request_id", UUID(as_uuid=False), nullable=False),
+    Column("user_oid", Text, nullable=False),
+    Column("request_body", LargeBinary, nullable=False),  # zlib
+    Column("response_body", LargeBinary, nullable=False),  # zlib
+    Column("is_truncated", Boolean, nullable=False),
+    PrimaryKeyConstraint("created_at", "request_id"),
+    Index("ix_usage_content_user", "user_oid"),
+    postgresql_partition_by="RANGE (created_at)",
+)
+
+PARTITIONED = (usage_records, refused_calls, usage_content)
+
+usage_rollups = Table(
+    "usage_rollups",
+    metadata,
+    Column("hour", DateTime(timezone=True), nullable=False),
+    Column("user_oid", Text, nullable=False),
+    Column("key_id", Text, nullable=False),  # "" for none, as in the next columns: part of the primary key
+    Column("app_id", Text, nullable=False),
+    Column("model", Text, nullable=False),  # the model that served
+    Column("endpoint_id", Text, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("errors", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("reasoning_tokens", BigInteger, nullable=False),
+    Column("cost_nanousd", BigInteger, nullable=False),
+    PrimaryKeyConstraint("hour", "user_oid", "key_id", "app_id", "model", "endpoint_id"),
+    Index("ix_usage_rollups_user", "user_oid", "hour"),
+    Index("ix_usage_rollups_key", "key_id", "hour"),
+    Index("ix_usage_rollups_app", "app_id", "hour"),
+    Index("ix_usage_rollups_model", "model", "hour"),
+)
+"""Sums of the ledger by hour (UTC), written in the transaction that writes its rows."""
+
+# ── The trail ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column(
+        "id", BigInteger, primary_key=True, autoincrement=False
+    ),  # gapless: given under the config_revision row's lock
+    Column("at", DateTime(timezone=True), nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("address", Text),
+    Column("action", Text, nullable=False),
+    Column("object_kind", Text, nullable=False),
+    Column("object_id", Text, nullable=False),
+    Column("before", JSONB),
+    Column("after", JSONB),
+    Column("previous_hash", LargeBinary, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Index("ix_audit_log_object", "object_kind", "object_id", "id"),
+    Index("ix_audit_log_actor", "actor", "id"),
+)
+"""Who changed what; each row's hash covers the row before it."""

@@ -1,0 +1,49 @@
+"""What users, keys, apps and models have alike in SQL: limits and budgets of their own, and names to search for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ColumnElement, any_, delete, insert, literal, or_
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.budget import Budget
+from app.domain.limits import Limit, Scope
+from app.models.tables import budgets, limits
+from app.storage.sql_rows import HOLDER_COLUMN, budget_values, budgets_json, limit_values, limits_json
+
+
+async def put_limits(
+    connection: AsyncConnection,
+    scope: Scope,
+    holder: str,
+    held: tuple[tuple[Limit, ...], tuple[Budget, ...]],
+) -> None:
+    """Replace a holder's limits and budgets. Their counters are named by holder, kind and window, so they stay."""
+    new_limits, new_budgets = held
+    column = HOLDER_COLUMN[scope]
+    await connection.execute(delete(limits).where(limits.c[column] == holder))
+    await connection.execute(delete(budgets).where(budgets.c[column] == holder))
+    if new_limits:
+        await connection.execute(insert(limits), [limit_values(scope, holder, each) for each in new_limits])
+    if new_budgets:
+        await connection.execute(insert(budgets), [budget_values(scope, holder, each) for each in new_budgets])
+
+
+def held_columns(scope: Scope, holder: ColumnElement[Any]) -> list[ColumnElement[str]]:
+    """Columns `limits` and `budgets` of a select: JSON texts, for `sql_rows` to read."""
+    column = HOLDER_COLUMN[scope]
+    return [
+        limits_json(limits.c[column] == holder).label("limits"),
+        budgets_json(budgets.c[column] == holder).label("budgets"),
+    ]
+
+
+def found(search: str, *columns: ColumnElement[Any]) -> ColumnElement[bool]:
+    """The words as they are, anywhere in one of the columns, in any case; `%` and `_` mean themselves."""
+    return or_(*(column.icontains(search, autoescape=True) for column in columns))
+
+
+def holds(column: ColumnElement[Any], value: str) -> ColumnElement[bool]:
+    """Whether the array in this column has the value as one of its elements."""
+    return literal(value) == any_(column)

@@ -1,0 +1,240 @@
+"""What services ask of the stores, in the domain's verbs. Redis and PostgreSQL stand behind these; one conformance suite per
+port runs against every adapter, on the real servers.
+
+Every method may raise `DependencyUnavailable` when its store cannot be reached in time, and nothing else of the store's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from typing import Protocol
+
+from app.domain.budget import BudgetClaim, BudgetState
+from app.domain.catalog import Catalog
+from app.domain.identity import Identity
+from app.domain.limits import Claim, ClaimState
+from app.domain.money import NanoUsd
+from app.domain.record import CallContent, CallRecord
+
+# ── Counters: limits and budgets, exact across all processes ─────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What one call claims, all or nothing. `record` is the record to write should the process be lost before it settles."""
+
+    call_id: str
+    claims: tuple[Claim, ...]
+    budgets: tuple[BudgetClaim, ...]
+    lease_s: int
+    record: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    limits: tuple[ClaimState, ...]
+    budgets: tuple[BudgetState, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LimitRefused:
+    """One limit is used up; nothing was taken from any other. `retry_after_ms` is when the claim will fit again."""
+
+    state: ClaimState
+    retry_after_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetRefused:
+    """One hard budget cannot pay: `state.spent_nanousd` says whether the money is spent or only reserved by running calls."""
+
+    state: BudgetState
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetsUnseeded:
+    """These budget counters are absent: seed them from the ledger, then admit again."""
+
+    claims: tuple[BudgetClaim, ...]
+
+
+Admission = Admitted | LimitRefused | BudgetRefused | BudgetsUnseeded
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """The truth about an admitted call: what it cost, the tokens it used, and its record."""
+
+    call_id: str
+    cost_nanousd: NanoUsd
+    tokens: int
+    record: bytes = field(repr=False)
+
+
+class Counters(Protocol):
+    async def admit(self, reservation: Reservation) -> Admission:
+        """Claim everything in one atomic step, or nothing."""
+        ...
+
+    async def settle(self, settlement: Settlement) -> None:
+        """Correct the counters to the truth, release the rest and append the record; a repeat changes nothing."""
+        ...
+
+    async def release(self, call_id: str) -> None:
+        """Give back a reservation whose call never reached an upstream: nothing was used, nothing is recorded."""
+        ...
+
+    async def seed(self, claim: BudgetClaim, spent: NanoUsd) -> None:
+        """Create an absent budget counter with what the ledger says; one that exists is left alone."""
+        ...
+
+    async def renew(self, call_ids: Sequence[str], lease_s: int) -> None:
+        """Extend the leases of calls that are still running."""
+        ...
+
+    async def expire_leases(self, limit: int) -> int:
+        """Give back the claims of calls whose process is gone, and append the records they left. Returns how many."""
+        ...
+
+    async def budget_states(self, claims: Sequence[BudgetClaim]) -> list[BudgetState | None]:
+        """Current states, None where the counter is absent."""
+        ...
+
+    async def limit_states(self, claims: Sequence[Claim]) -> list[ClaimState]: ...
+
+
+# ── The record's way to SQL ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class PendingRecord:
+    position: str
+    packed: bytes
+
+
+class UsageSink(Protocol):
+    """Durable, ordered, between the calls and the ledger."""
+
+    async def append(self, packed: bytes) -> None:
+        """Append a record that no settlement carries (a refusal)."""
+        ...
+
+    async def pending(self, *, limit: int, wait_s: float) -> list[PendingRecord]:
+        """The oldest records not yet confirmed; waits up to `wait_s` for the first."""
+        ...
+
+    async def confirm(self, records: Sequence[PendingRecord]) -> None:
+        """Forget these (a leading run of what `pending` gave): they are in the ledger."""
+        ...
+
+    async def depth(self) -> int: ...
+
+
+class UsageStore(Protocol):
+    """The ledger."""
+
+    async def write(self, records: Sequence[CallRecord]) -> int:
+        """Insert records and add them to the rollups in one transaction; those already there are ignored.
+
+        Returns how many were new. Raises: RecordsRejected when some can never be stored; the others then were.
+        """
+        ...
+
+    async def write_content(self, contents: Sequence[CallContent]) -> None: ...
+
+    async def spent(self, claim: BudgetClaim) -> NanoUsd:
+        """What the ledger says this holder has spent in the claim's period."""
+        ...
+
+
+# ── Identities and the catalog ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigChange:
+    revision: int
+    kind: str
+    """user, key, app, admin or catalog"""
+    ref: str
+
+
+class KeyStore(Protocol):
+    async def identity_of_key(self, digest: bytes) -> Identity | None:
+        """One SQL statement: the key with its owner, their limits and budgets."""
+        ...
+
+    async def mark_expired(self, user_oid: str) -> None:
+        """Store the status `expired` of a user whose paid time has run out."""
+        ...
+
+    async def mark_used(self, used: Sequence[tuple[str, datetime]]) -> None:
+        """Store when keys were last used."""
+        ...
+
+
+class CatalogStore(Protocol):
+    async def load(self) -> Catalog:
+        """The whole catalog at one revision (one repeatable-read snapshot), credentials decrypted."""
+        ...
+
+    async def revision(self) -> int: ...
+
+    async def changes_since(self, revision: int) -> list[ConfigChange]:
+        """In order. Empty when nothing changed."""
+        ...
+
+
+# ── Looking back ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class LogFilter:
+    """What to search the log for; None means any."""
+
+    request_id: str | None = None
+    user_oid: str | None = None
+    key_id: str | None = None
+    app_id: str | None = None
+    model: str | None = None
+    outcome: str | None = None
+    http_status: int | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LogPage:
+    items: list[CallRecord]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class UsageSums:
+    """Sums over one group; `group` is its value (a model's name, a key's id, an hour …)."""
+
+    group: str
+    requests: int
+    errors: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost_nanousd: int
+
+
+class ReportStore(Protocol):
+    async def log_page(self, log_filter: LogFilter, *, limit: int, cursor: str | None) -> LogPage:
+        """Newest first, paged by keyset over (created_at, request_id); refused calls included."""
+        ...
+
+    async def record(self, request_id: str) -> CallRecord | None: ...
+
+    async def content(self, request_id: str) -> CallContent | None: ...
+
+    async def summary(self, *, group_by: str, since: date | datetime, until: date | datetime) -> list[UsageSums]:
+        """From the rollups. `group_by`: key, user, app, model, endpoint, hour or day (UTC)."""
+        ...
+
+    def export(self, log_filter: LogFilter) -> AsyncIterator[CallRecord]:
+        """Every record that matches, streamed by a server-side cursor."""
+        ...

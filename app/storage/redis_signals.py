@@ -1,0 +1,54 @@
+"""What the processes of a cluster tell each other: that the configuration changed, and who does the chores."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from redis.exceptions import RedisError
+
+from app.exceptions import DependencyUnavailable
+from app.redis_client import RedisClient, Script
+
+LEAD = Script.load("lead")
+CHANGED = "ag:changed"
+OFFICE_MS = 5_000
+"""An office falls free this long after its holder last asked: how late another process takes over from one that died."""
+LISTEN_TIMEOUT_S = 15.0
+
+
+class RedisElection:
+    def __init__(self, redis: RedisClient, *, process_id: str) -> None:
+        self._redis = redis
+        self._process_id = process_id
+
+    async def leads(self, office: str) -> bool:
+        return bool(await self._redis.run(LEAD, [f"ag:office:{office}"], [self._process_id, OFFICE_MS]))
+
+
+class RedisSignals:
+    def __init__(self, redis: RedisClient) -> None:
+        self._redis = redis
+
+    async def publish(self, revision: int, kind: str, ref: str) -> None:
+        """Tell every process that something changed. A message that is lost is made good by their polling."""
+        try:
+            async with self._redis.bounded() as redis:
+                await redis.publish(CHANGED, str(revision))
+        except DependencyUnavailable:
+            return
+
+    async def listen(self, on_change: Callable[[], None]) -> None:
+        """Call `on_change` for every message, until the connection breaks (then raise DependencyUnavailable)."""
+        pubsub = self._redis.redis.pubsub(ignore_subscribe_messages=True)
+        try:
+            await pubsub.subscribe(CHANGED)
+            on_change()  # what was told before we listened
+            while True:
+                if await pubsub.get_message(timeout=LISTEN_TIMEOUT_S) is not None:
+                    on_change()
+        except (RedisError, OSError) as error:
+            raise DependencyUnavailable("counter store") from error
+        finally:
+            async with asyncio.timeout(1.0):
+                await pubsub.aclose()  # type: ignore[no-untyped-call]

@@ -1,0 +1,114 @@
+"""Who a credential belongs to, from SQL. Read once per key and kept in memory by the services."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, tzinfo
+
+from sqlalchemy import ARRAY, DateTime, Uuid, bindparam, func, select, text, update
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.clock import Clock
+from app.database import QUICK_S, transaction
+from app.domain.identity import Identity, Key, KeyStatus, LogContent, PaymentStatus, User
+from app.models.tables import budgets, keys, limits, users
+from app.storage.sql_rows import (
+    AnyRow,
+    budgets_from_json,
+    budgets_json,
+    is_uuid,
+    limits_from_json,
+    limits_json,
+    networks_of,
+    overflow_of,
+)
+
+IDENTITIES = (
+    select(
+        *(keys.c.id, keys.c.status, keys.c.expires_at, keys.c.allowed_models, keys.c.allowed_ips),
+        *(keys.c.log_content, keys.c.has_own_limits, keys.c.overflow),
+        *(users.c.oid, users.c.payment_status, users.c.payment_valid_until),
+        limits_json(limits.c.key_id == keys.c.id).label("key_limits"),
+        budgets_json(budgets.c.key_id == keys.c.id).label("key_budgets"),
+        limits_json(limits.c.user_oid == users.c.oid).label("user_limits"),
+        budgets_json(budgets.c.user_oid == users.c.oid).label("user_budgets"),
+    )
+    .select_from(keys)
+    .join(users, users.c.oid == keys.c.user_oid)
+)
+"""All keys with their owners, as `identity_of` reads them."""
+
+_by_digest = IDENTITIES.where(keys.c.digest == bindparam("digest"))
+
+_expire = (
+    update(users)
+    .where(users.c.oid == bindparam("user_oid"))
+    .where(users.c.payment_status.in_(("active", "trial")))
+    .where(users.c.payment_valid_until < bindparam("today"))
+    .values(payment_status="expired", updated_at=func.now())
+)
+
+# Rows are locked in one order, so that two replicas that mark the same keys wait for each other instead of deadlocking.
+_mark_used = text(
+    """
+    WITH used AS (SELECT id, max(at) AS at FROM unnest(:ids, :times) AS used (id, at) GROUP BY id),
+         locked AS (SELECT id FROM keys WHERE id IN (SELECT id FROM used) ORDER BY id FOR NO KEY UPDATE)
+    UPDATE keys SET last_used_at = used.at
+    FROM used JOIN locked USING (id)
+    WHERE keys.id = used.id AND (keys.last_used_at IS NULL OR keys.last_used_at < used.at)
+    """
+).bindparams(bindparam("ids", type_=ARRAY(Uuid(as_uuid=False))), bindparam("times", type_=ARRAY(DateTime(True))))
+
+
+class SqlKeyStore:
+    """KeyStore on PostgreSQL. `zone` is the one that payment dates are meant in."""
+
+    def __init__(self, engine: AsyncEngine, *, clock: Clock, zone: tzinfo) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._zone = zone
+
+    async def identity_of_key(self, digest: bytes) -> Identity | None:
+        """Whatever its status: whether it may call is the domain's to say."""
+        async with transaction(self._engine, within_s=QUICK_S) as connection:
+            row = (await connection.execute(_by_digest, {"digest": digest})).one_or_none()
+        return None if row is None else identity_of(row)
+
+    async def mark_expired(self, user_oid: str) -> None:
+        """Only while the row still says so: a renewal that came in between must not be undone."""
+        today = self._clock.now().astimezone(self._zone).date()
+        async with transaction(self._engine, within_s=QUICK_S) as connection:
+            await connection.execute(_expire, {"user_oid": user_oid, "today": today})
+
+    async def mark_used(self, used: Sequence[tuple[str, datetime]]) -> None:
+        known = [(key_id, at) for key_id, at in used if is_uuid(key_id)]
+        if not known:
+            return
+        async with transaction(self._engine) as connection:
+            await connection.execute(
+                _mark_used, {"ids": [key_id for key_id, _ in known], "times": [at for _, at in known]}
+            )
+
+
+def identity_of(row: AnyRow) -> Identity:
+    """A row of `IDENTITIES`."""
+    return Identity(
+        user=User(
+            oid=row.oid,
+            payment_status=PaymentStatus(row.payment_status),
+            payment_valid_until=row.payment_valid_until,
+            limits=limits_from_json(row.user_limits),
+            budgets=budgets_from_json(row.user_budgets),
+        ),
+        key=Key(
+            id=row.id,
+            status=KeyStatus(row.status),
+            expires_at=row.expires_at,
+            allowed_models=frozenset(row.allowed_models),
+            allowed_networks=networks_of(row.allowed_ips),
+            log_content=None if row.log_content is None else LogContent(row.log_content),
+            limits=limits_from_json(row.key_limits) if row.has_own_limits else None,
+            budgets=budgets_from_json(row.key_budgets),
+            overflow=overflow_of(row.overflow),
+        ),
+    )

@@ -1,0 +1,427 @@
+"""Administration in SQL: the transaction of a command, and its users, keys, apps and administrators.
+
+Models, endpoints and prices stand in `sql_management_catalog`, the audit trail in `sql_audit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any, cast
+
+from sqlalchemy import ColumnElement, Row, Select, delete, func, insert, literal, null, or_, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from app.database import transaction
+from app.domain.access import Role
+from app.domain.identity import KeyStatus, LogContent, PaymentStatus
+from app.domain.limits import Scope
+from app.models.tables import admins, app_secrets, apps, config_changes, config_revision, keys, usage_rollups, users
+from app.storage import sql_audit
+from app.storage.holders import found, held_columns, holds, put_limits
+from app.storage.keyset import after, page_of
+from app.storage.management_ports import (
+    AdminRow,
+    AdminSpec,
+    AppRow,
+    AppSpec,
+    AuditEntry,
+    Credential,
+    Expiry,
+    KeyRow,
+    KeySpec,
+    ListQuery,
+    ManagementReader,
+    ManagementTransaction,
+    Page,
+    UserRow,
+    UserSpec,
+)
+from app.storage.ports import UsageSums
+from app.storage.sql_management_catalog import SqlEndpoints, SqlModels
+from app.storage.sql_rows import budgets_from_json, is_uuid, limits_from_json, overflow_of, overflow_value
+
+
+@dataclass(frozen=True, slots=True)
+class SqlManagement:
+    """`ManagementStore` on PostgreSQL."""
+
+    engine: AsyncEngine
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[ManagementReader]:
+        async with transaction(self.engine) as connection:
+            yield SqlTransaction(connection, 0)
+
+    @asynccontextmanager
+    async def command(self) -> AsyncIterator[ManagementTransaction]:
+        async with transaction(self.engine) as connection:
+            yield SqlTransaction(connection, await _locked_revision(connection))
+
+
+async def _locked_revision(connection: AsyncConnection) -> int:
+    """Take the row lock that puts commands in order; the row is made where a migration has not."""
+    statement = (
+        upsert(config_revision)
+        .values(id=1, revision=0)
+        .on_conflict_do_update(index_elements=["id"], set_={"revision": config_revision.c.revision})
+        .returning(config_revision.c.revision)
+    )
+    return cast(int, (await connection.execute(statement)).scalar_one())
+
+
+class SqlUsers:
+    connection: AsyncConnection
+
+    async def user(self, oid: str) -> UserRow | None:
+        row = (await self.connection.execute(_users().where(users.c.oid == oid))).one_or_none()
+        return None if row is None else _user_row(row)
+
+    async def users(self, query: ListQuery) -> Page[UserRow]:
+        statement = after(_users(), query.cursor, users.c.created_at, users.c.oid, query.limit)
+        if query.search:
+            statement = statement.where(found(query.search, users.c.oid, users.c.email, users.c.name))
+        if query.status:
+            statement = statement.where(users.c.payment_status == query.status)
+        if query.user_oid:
+            statement = statement.where(users.c.oid == query.user_oid)
+        rows = [_user_row(row) for row in await self.connection.execute(statement)]
+        return page_of(rows, query.limit, lambda row: (row.created_at, row.spec.oid))
+
+    async def insert_user(self, spec: UserSpec, at: datetime) -> None:
+        await self.connection.execute(insert(users).values(**_user_values(spec), created_at=at, updated_at=at))
+        await put_limits(self.connection, Scope.USER, spec.oid, (spec.limits, spec.budgets))
+
+    async def update_user(self, spec: UserSpec, at: datetime) -> None:
+        statement = update(users).where(users.c.oid == spec.oid).values(**_user_values(spec), updated_at=at)
+        await self.connection.execute(statement)
+        await put_limits(self.connection, Scope.USER, spec.oid, (spec.limits, spec.budgets))
+
+    async def delete_user(self, oid: str) -> None:
+        await self.connection.execute(delete(users).where(users.c.oid == oid))
+
+    async def keys_of_user(self, oid: str) -> int:
+        statement = select(func.count()).select_from(keys).where(keys.c.user_oid == oid)
+        return (await self.connection.execute(statement)).scalar_one()
+
+    async def expire_lapsed_users(self, today: date, at: datetime, *, limit: int) -> Expiry:
+        checked = (await self.connection.execute(select(func.count()).select_from(users))).scalar_one()
+        lapsed = (
+            select(users.c.oid)
+            .where(users.c.payment_status.in_(["active", "trial"]), users.c.payment_valid_until < today)
+            .order_by(users.c.payment_valid_until)
+            .limit(limit)
+        )
+        statement = (
+            update(users)
+            .where(users.c.oid.in_(lapsed.scalar_subquery()))
+            .values(payment_status="expired", updated_at=at)
+            .returning(users.c.oid)
+        )
+        return Expiry(checked, tuple(sorted((await self.connection.execute(statement)).scalars())))
+
+
+def _users() -> Select[Any]:
+    return select(users, *held_columns(Scope.USER, users.c.oid))
+
+
+def _user_values(spec: UserSpec) -> dict[str, object]:
+    return {
+        "oid": spec.oid,
+        "email": spec.email,
+        "name": spec.name,
+        "payment_status": spec.payment_status.value,
+        "payment_valid_until": spec.payment_valid_until,
+    }
+
+
+def _user_row(row: Row[Any]) -> UserRow:
+    spec = UserSpec(
+        oid=row.oid,
+        email=row.email,
+        name=row.name,
+        payment_status=PaymentStatus(row.payment_status),
+        payment_valid_until=row.payment_valid_until,
+        limits=limits_from_json(row.limits),
+        budgets=budgets_from_json(row.budgets),
+    )
+    return UserRow(spec, row.created_at, row.updated_at)
+
+
+class SqlKeys:
+    connection: AsyncConnection
+
+    async def key(self, key_id: str) -> KeyRow | None:
+        if not is_uuid(key_id):
+            return None
+        row = (await self.connection.execute(_keys().where(keys.c.id == key_id))).one_or_none()
+        return None if row is None else _key_row(row)
+
+    async def keys(self, query: ListQuery, now: datetime) -> Page[KeyRow]:
+        statement = after(_keys(), query.cursor, keys.c.created_at, keys.c.id, query.limit)
+        if query.search:
+            names = (keys.c.name, keys.c.user_oid, keys.c.key_prefix, keys.c.last4)
+            statement = statement.where(found(query.search, *names))
+        if query.status:
+            statement = statement.where(_has_status(query.status, now))
+        if query.user_oid:
+            statement = statement.where(keys.c.user_oid == query.user_oid)
+        if query.model:
+            statement = statement.where(holds(keys.c.allowed_models, query.model))
+        rows = [_key_row(row) for row in await self.connection.execute(statement)]
+        return page_of(rows, query.limit, lambda row: (row.created_at, row.id))
+
+    async def insert_key(self, key_id: str, spec: KeySpec, credential: Credential, at: datetime) -> None:
+        values = {**_key_values(spec), **_credential_values(credential), "id": key_id}
+        await self.connection.execute(insert(keys).values(**values, created_at=at, updated_at=at))
+        await put_limits(self.connection, Scope.KEY, key_id, (spec.limits or (), spec.budgets))
+
+    async def update_key(self, key_id: str, spec: KeySpec, at: datetime) -> None:
+        await self.connection.execute(
+            update(keys).where(keys.c.id == key_id).values(**_key_values(spec), updated_at=at)
+        )
+        await put_limits(self.connection, Scope.KEY, key_id, (spec.limits or (), spec.budgets))
+
+    async def revoke_key(self, key_id: str, at: datetime) -> None:
+        values = {"status": "revoked", "revoked_at": at, "updated_at": at}
+        await self.connection.execute(update(keys).where(keys.c.id == key_id).values(**values))
+
+    async def replace_credential(self, key_id: str, credential: Credential, at: datetime) -> Credential:
+        stored = select(keys.c.digest, keys.c.key_prefix, keys.c.last4).where(keys.c.id == key_id)
+        row = (await self.connection.execute(stored)).one()
+        new = {**_credential_values(credential), "updated_at": at}
+        await self.connection.execute(update(keys).where(keys.c.id == key_id).values(**new))
+        return Credential(digest=row.digest, prefix=row.key_prefix, last4=row.last4)
+
+    async def delete_key(self, key_id: str) -> None:
+        await self.connection.execute(delete(keys).where(keys.c.id == key_id))
+
+    async def usage_of_key(self, key_id: str, since: datetime, until: datetime) -> UsageSums:
+        hour = usage_rollups.c.hour
+        sums = [func.coalesce(func.sum(usage_rollups.c[name]), 0).label(name) for name in _SUMMED]
+        statement = select(*sums).where(usage_rollups.c.key_id == key_id, hour >= since, hour < until)
+        row = (await self.connection.execute(statement)).one()
+        return UsageSums(key_id, **{name: int(row._mapping[name]) for name in _SUMMED})
+
+
+_SUMMED = ("requests", "errors", "prompt_tokens", "completion_tokens", "cost_nanousd")
+
+
+def _keys() -> Select[Any]:
+    columns = [column for column in keys.c if column.name != "digest"]
+    return select(*columns, *held_columns(Scope.KEY, keys.c.id))
+
+
+def _has_status(status: str, now: datetime) -> ColumnElement[bool]:
+    is_past = func.coalesce(keys.c.expires_at <= now, False)
+    match status:
+        case "active":
+            return (keys.c.status == "active") & ~is_past
+        case "expired":
+            return (keys.c.status == "active") & is_past
+        case _:
+            return keys.c.status == status
+
+
+def _key_values(spec: KeySpec) -> dict[str, object]:
+    return {
+        "user_oid": spec.user_oid,
+        "name": spec.name,
+        "allowed_models": list(spec.allowed_models),
+        "expires_at": spec.expires_at,
+        "allowed_ips": list(spec.allowed_ips),
+        "log_content": spec.log_content.value if spec.log_content else null(),
+        "has_own_limits": spec.limits is not None,
+        "overflow": overflow_value(spec.overflow),
+    }
+
+
+def _credential_values(credential: Credential) -> dict[str, object]:
+    return {"digest": credential.digest, "key_prefix": credential.prefix, "last4": credential.last4}
+
+
+def _key_row(row: Row[Any]) -> KeyRow:
+    spec = KeySpec(
+        user_oid=row.user_oid,
+        name=row.name,
+        allowed_models=tuple(row.allowed_models),
+        expires_at=row.expires_at,
+        allowed_ips=tuple(row.allowed_ips),
+        log_content=LogContent(row.log_content) if row.log_content else None,
+        limits=limits_from_json(row.limits) if row.has_own_limits else None,
+        budgets=budgets_from_json(row.budgets),
+        overflow=overflow_of(row.overflow),
+    )
+    return KeyRow(
+        id=row.id,
+        spec=spec,
+        key_prefix=row.key_prefix,
+        last4=row.last4,
+        status=KeyStatus(row.status),
+        revoked_at=row.revoked_at,
+        last_used_at=row.last_used_at,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+    )
+
+
+class SqlApps:
+    connection: AsyncConnection
+
+    async def app(self, app_id: str) -> AppRow | None:
+        row = (await self.connection.execute(_apps().where(apps.c.app_id == app_id))).one_or_none()
+        return None if row is None else _app_row(row)
+
+    async def apps(self, query: ListQuery) -> Page[AppRow]:
+        statement = after(_apps(), query.cursor, apps.c.created_at, apps.c.app_id, query.limit)
+        if query.search:
+            statement = statement.where(found(query.search, apps.c.app_id, apps.c.name))
+        if query.status:
+            statement = statement.where(apps.c.is_active == (query.status == "active"))
+        if query.model:
+            statement = statement.where(holds(apps.c.allowed_models, query.model))
+        rows = [_app_row(row) for row in await self.connection.execute(statement)]
+        return page_of(rows, query.limit, lambda row: (row.created_at, row.spec.app_id))
+
+    async def insert_app(self, spec: AppSpec, at: datetime) -> None:
+        await self.connection.execute(insert(apps).values(**_app_values(spec), created_at=at, updated_at=at))
+        await put_limits(self.connection, Scope.APP, spec.app_id, (spec.limits, spec.budgets))
+
+    async def update_app(self, spec: AppSpec, at: datetime) -> None:
+        statement = update(apps).where(apps.c.app_id == spec.app_id).values(**_app_values(spec), updated_at=at)
+        await self.connection.execute(statement)
+        await put_limits(self.connection, Scope.APP, spec.app_id, (spec.limits, spec.budgets))
+
+    async def delete_app(self, app_id: str) -> None:
+        await self.connection.execute(delete(apps).where(apps.c.app_id == app_id))
+
+    async def add_app_secret(self, secret_id: str, app_id: str, credential: Credential, at: datetime) -> None:
+        values = {"id": secret_id, "app_id": app_id, "digest": credential.digest, "last4": credential.last4}
+        await self.connection.execute(insert(app_secrets).values(**values, created_at=at))
+
+    async def retire_app_secrets(self, app_id: str, expires_at: datetime) -> None:
+        lasting = or_(app_secrets.c.expires_at.is_(None), app_secrets.c.expires_at > expires_at)
+        statement = update(app_secrets).where(app_secrets.c.app_id == app_id, lasting).values(expires_at=expires_at)
+        await self.connection.execute(statement)
+
+
+def _apps() -> Select[Any]:
+    newest = (
+        select(app_secrets.c.last4)
+        .where(app_secrets.c.app_id == apps.c.app_id)
+        .order_by(app_secrets.c.created_at.desc(), app_secrets.c.expires_at.desc().nulls_first())
+        .limit(1)
+        .scalar_subquery()
+        .label("secret_last4")
+    )
+    return select(apps, newest, *held_columns(Scope.APP, apps.c.app_id))
+
+
+def _app_values(spec: AppSpec) -> dict[str, object]:
+    return {
+        "app_id": spec.app_id,
+        "name": spec.name,
+        "is_active": spec.is_active,
+        "allowed_models": list(spec.allowed_models),
+        "allowed_networks": list(spec.allowed_networks),
+        "own_secret_only": spec.own_secret_only,
+        "auto_create_users": spec.auto_create_users,
+        "log_content": spec.log_content.value if spec.log_content else null(),
+    }
+
+
+def _app_row(row: Row[Any]) -> AppRow:
+    spec = AppSpec(
+        app_id=row.app_id,
+        name=row.name,
+        is_active=row.is_active,
+        allowed_models=tuple(row.allowed_models),
+        allowed_networks=tuple(row.allowed_networks),
+        own_secret_only=row.own_secret_only,
+        auto_create_users=row.auto_create_users,
+        log_content=LogContent(row.log_content) if row.log_content else None,
+        limits=limits_from_json(row.limits),
+        budgets=budgets_from_json(row.budgets),
+    )
+    return AppRow(spec, row.secret_last4, row.created_at, row.updated_at)
+
+
+class SqlAdmins:
+    connection: AsyncConnection
+
+    async def admin(self, admin_id: str) -> AdminRow | None:
+        return await self._one(admins.c.id == admin_id) if is_uuid(admin_id) else None
+
+    async def admin_by_digest(self, digest: bytes) -> AdminRow | None:
+        return await self._one(admins.c.token_digest == digest)
+
+    async def _one(self, condition: ColumnElement[bool]) -> AdminRow | None:
+        row = (await self.connection.execute(_admins().where(condition))).one_or_none()
+        return None if row is None else _admin_row(row)
+
+    async def admins(self, query: ListQuery) -> Page[AdminRow]:
+        statement = after(_admins(), query.cursor, admins.c.created_at, admins.c.id, query.limit)
+        if query.search:
+            statement = statement.where(found(query.search, admins.c.name))
+        rows = [_admin_row(row) for row in await self.connection.execute(statement)]
+        return page_of(rows, query.limit, lambda row: (row.created_at, row.id))
+
+    async def owners(self) -> list[AdminRow]:
+        statement = _admins().where(admins.c.role == Role.OWNER.value)
+        return [_admin_row(row) for row in await self.connection.execute(statement)]
+
+    async def insert_admin(self, admin_id: str, spec: AdminSpec, credential: Credential, at: datetime) -> None:
+        values = {"id": admin_id, "token_digest": credential.digest, "last4": credential.last4, **_admin_values(spec)}
+        await self.connection.execute(insert(admins).values(**values, created_at=at, updated_at=at))
+
+    async def update_admin(self, admin_id: str, spec: AdminSpec, at: datetime) -> None:
+        statement = update(admins).where(admins.c.id == admin_id).values(**_admin_values(spec), updated_at=at)
+        await self.connection.execute(statement)
+
+    async def revoke_admin(self, admin_id: str, at: datetime) -> None:
+        statement = update(admins).where(admins.c.id == admin_id).values(revoked_at=at, updated_at=at)
+        await self.connection.execute(statement)
+
+    async def delete_admin(self, admin_id: str) -> None:
+        await self.connection.execute(delete(admins).where(admins.c.id == admin_id))
+
+
+def _admins() -> Select[Any]:
+    return select(*(column for column in admins.c if column.name != "token_digest"))
+
+
+def _admin_values(spec: AdminSpec) -> dict[str, object]:
+    return {"name": spec.name, "role": spec.role.value, "expires_at": spec.expires_at}
+
+
+def _admin_row(row: Row[Any]) -> AdminRow:
+    spec = AdminSpec(row.name, Role(row.role), row.expires_at)
+    return AdminRow(row.id, spec, row.last4, row.revoked_at, row.created_at)
+
+
+class SqlTransaction(SqlUsers, SqlKeys, SqlApps, SqlAdmins, SqlModels, SqlEndpoints):
+    """`ManagementTransaction` on one connection."""
+
+    def __init__(self, connection: AsyncConnection, revision: int) -> None:
+        self.connection = connection
+        self._revision = revision
+
+    async def revision(self) -> int:
+        return self._revision
+
+    async def raise_revision(self, kind: str, ref: str) -> int:
+        statement = (
+            update(config_revision)
+            .where(config_revision.c.id == literal(1))
+            .values(revision=config_revision.c.revision + 1)
+            .returning(config_revision.c.revision)
+        )
+        new = cast(int, (await self.connection.execute(statement)).scalar_one())
+        await self.connection.execute(insert(config_changes).values(revision=new, kind=kind, ref=ref))
+        return new
+
+    async def append_audit(self, entry: AuditEntry) -> None:
+        await sql_audit.append(self.connection, entry)

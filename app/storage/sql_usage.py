@@ -1,0 +1,433 @@
+"""The ledger on PostgreSQL: records, their hourly sums, and the bodies of calls.
+
+How a batch is written:
+
+1. Records are made fit to store: no NUL characters, no endless text (callers choose some of it).
+2. Missing partitions are made.
+3. In one transaction: the records go in, those already there are ignored, and the sums of those really new are added to
+   the rollups. Records and rollup rows are written in sorted order, so that two writers never wait for each other.
+4. If the database refuses the batch because of its content, it is halved until the record at fault stands alone. All
+   others are written; then `RecordsRejected` names the ones that could not be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import zlib
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from operator import attrgetter
+from typing import TypeVar
+from uuid import UUID
+
+import asyncpg
+import msgspec
+from sqlalchemy import ColumnElement, Select, Table, func, or_, select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from app.database import QUICK_S, transaction
+from app.domain.budget import BudgetClaim
+from app.domain.limits import Scope
+from app.domain.money import NanoUsd
+from app.domain.record import CallContent, CallRecord, RecordDetail
+from app.exceptions import DependencyUnavailable
+from app.models.tables import MAX_NAME_CHARS, usage_records, usage_rollups
+from app.storage.rejected import RecordsRejected
+from app.storage.sql_partitions import Month, drop_partitions_before, ensure_partitions, month_of
+from app.storage.sql_rows import is_uuid
+
+log = logging.getLogger("gateway.ledger")
+
+MAX_DETAIL_BYTES = 256 * 1024
+"""An explanation is a few kilobytes; one larger than this is no explanation any more."""
+MAX_BATCH = 2_000
+"""Records in one statement: enough to make round trips cheap, little enough to stay far below the statement timeout."""
+COMPRESSION = 1
+"""zlib's fastest: JSON shrinks to a fifth, and the next levels win a tenth more for twice the time."""
+HOUR_MS = 3_600_000
+OLDEST, NEWEST = datetime(2020, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
+"""A record from outside of these is no record of ours, and must not make partitions for centuries."""
+
+Item = TypeVar("Item", CallRecord, CallContent)
+
+
+class SqlUsageStore:
+    """UsageStore on PostgreSQL."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._months: set[Month] = set()
+
+    async def write(self, records: Sequence[CallRecord]) -> int:
+        """Returns how many were new. Raises: RecordsRejected after the others were written."""
+        ordered = sorted({record.request_id: record for record in map(_fit_to_store, records)}.values(), key=_id)
+        return await self._write_all(ordered, self._write_records)
+
+    async def write_content(self, contents: Sequence[CallContent]) -> None:
+        """Raises: RecordsRejected after the others were written."""
+        ordered = sorted({content.request_id: content for content in contents}.values(), key=_id)
+        await self._write_all(ordered, self._write_contents)
+
+    async def spent(self, claim: BudgetClaim) -> NanoUsd:
+        """Whole hours from the rollups, what is left of the first and last hour (zones with half hours) from the ledger."""
+        if claim.scope is Scope.KEY and not is_uuid(claim.scope_id):
+            return NanoUsd(0)
+        async with transaction(self._engine, within_s=QUICK_S) as connection:
+            spent = (await connection.execute(_spent_statement(claim))).scalar_one()
+        return NanoUsd(int(spent))
+
+    async def ensure_partitions(self, *moments: datetime) -> list[str]:
+        """Make the partitions for the months of these moments, where they are missing. Returns the names of the new ones."""
+        months = {month_of(moment) for moment in moments} - self._months
+        made = await ensure_partitions(self._engine, months) if months else []
+        self._months |= months
+        return made
+
+    async def drop_before(self, moment: datetime) -> list[str]:
+        """Drop the months that ended before `moment`, records, refusals and bodies; the rollups stay. Returns names."""
+        self._months.clear()
+        return await drop_partitions_before(self._engine, moment)
+
+    async def _write_all(self, items: list[Item], write: Callable[[Sequence[Item]], Awaitable[int]]) -> int:
+        written, reasons = 0, dict[str, str]()
+        for start in range(0, len(items), MAX_BATCH):
+            written += await self._write_or_halve(items[start : start + MAX_BATCH], write, reasons)
+        if reasons:
+            raise RecordsRejected(reasons, written=written)
+        return written
+
+    async def _write_or_halve(
+        self, items: list[Item], write: Callable[[Sequence[Item]], Awaitable[int]], reasons: dict[str, str]
+    ) -> int:
+        try:
+            return await write(items)
+        except (DBAPIError, OverflowError, ValueError) as error:
+            reason = _fault_of_content(error)
+        if len(items) > 1:
+            middle = len(items) // 2
+            first = await self._write_or_halve(items[:middle], write, reasons)
+            return first + await self._write_or_halve(items[middle:], write, reasons)
+        self._months.clear()  # alone, it gets a second chance: its partition may have been dropped since we saw it
+        try:
+            return await write(items)
+        except (DBAPIError, OverflowError, ValueError) as error:
+            reason = _fault_of_content(error)
+        log.error("record %s cannot be stored: %s", items[0].request_id[:100], reason)
+        reasons[items[0].request_id] = reason
+        return 0
+
+    async def _write_records(self, records: Sequence[CallRecord]) -> int:
+        ledger = [record for record in records if not record.is_refusal]
+        refusals = [record for record in records if record.is_refusal]
+        await self.ensure_partitions(*map(_time_of, records))
+        async with transaction(self._engine) as connection:
+            new = await _insert(connection, LEDGER_INSERT, _LEDGER_FIELDS, ledger)
+            new_refusals = await _insert(connection, REFUSED_INSERT, _REFUSED_FIELDS, refusals)
+            await _add_to_rollups(connection, [record for record in ledger if record.request_id in new])
+        return len(new) + len(new_refusals)
+
+    async def _write_contents(self, contents: Sequence[CallContent]) -> int:
+        packed = await asyncio.to_thread(_compressed, contents)  # milliseconds per megabyte: not on the loop
+        await self.ensure_partitions(*map(_time_of, contents))
+        async with transaction(self._engine) as connection:
+            return len(await _insert(connection, CONTENT_INSERT, _CONTENT_FIELDS, packed))
+
+
+# ── Statements ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+# A whole batch travels as one array per column: one statement, one plan, however many rows.
+_LEDGER_TYPES = {
+    "created_at": "timestamptz",
+    "request_id": "uuid",
+    "client_request_id": "text",
+    "user_oid": "text",
+    "key_id": "uuid",
+    "app_id": "text",
+    "requested_model": "text",
+    "served_model": "text",
+    "endpoint_id": "uuid",
+    "provider": "text",
+    "dialect": "text",
+    "is_stream": "bool",
+    "outcome": "text",
+    "http_status": "int2",
+    "error_code": "text",
+    "error_reason": "text",
+    "prompt_tokens": "int8",
+    "completion_tokens": "int8",
+    "cached_tokens": "int8",
+    "reasoning_tokens": "int8",
+    "usage_quality": "text",
+    "cost_nanousd": "int8",
+    "price_id": "text",
+    "first_token_ms": "int4",
+    "duration_ms": "int4",
+    "attempts": "int2",
+    "detail": "text::jsonb",
+}
+_REFUSED_TYPES = {
+    name: _LEDGER_TYPES[name]
+    for name in (
+        *("created_at", "request_id", "client_request_id", "user_oid", "key_id", "app_id", "requested_model"),
+        *("dialect", "is_stream", "http_status", "error_code", "error_reason", "duration_ms", "detail"),
+    )
+}
+_CONTENT_TYPES = {
+    "created_at": "timestamptz",
+    "request_id": "uuid",
+    "user_oid": "text",
+    "request_body": "bytea",
+    "response_body": "bytea",
+    "is_truncated": "bool",
+}
+_SUMS = (
+    *("requests", "errors", "prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens"),
+    "cost_nanousd",
+)
+_ROLLUP_TYPES = {
+    "hour": "timestamptz",
+    **dict.fromkeys(("user_oid", "key_id", "app_id", "model", "endpoint_id"), "text"),
+    **dict.fromkeys(_SUMS, "int8"),
+}
+
+
+def _insert_arrays(table: str, types: Mapping[str, str]) -> str:
+    arrays = ", ".join(f"${number}::{kind.partition('::')[0]}[]" for number, kind in enumerate(types.values(), 1))
+    values = ", ".join(f"given.{name}{''.join(kind.partition('::')[1:])}" for name, kind in types.items())
+    names = ", ".join(types)
+    return f"INSERT INTO {table} ({names}) SELECT {values} FROM unnest({arrays}) AS given ({names})"  # noqa: S608 - ours
+
+
+LEDGER_INSERT = f"{_insert_arrays('usage_records', _LEDGER_TYPES)} ON CONFLICT DO NOTHING RETURNING request_id"
+REFUSED_INSERT = f"{_insert_arrays('refused_calls', _REFUSED_TYPES)} ON CONFLICT DO NOTHING RETURNING request_id"
+CONTENT_INSERT = f"{_insert_arrays('usage_content', _CONTENT_TYPES)} ON CONFLICT DO NOTHING RETURNING request_id"
+ROLLUP_UPSERT = (
+    f"{_insert_arrays('usage_rollups', _ROLLUP_TYPES)} "
+    "ON CONFLICT (hour, user_oid, key_id, app_id, model, endpoint_id) DO UPDATE SET "
+    + ", ".join(f"{name} = usage_rollups.{name} + excluded.{name}" for name in _SUMS)
+)
+
+
+async def _insert(
+    connection: AsyncConnection, statement: str, fields: Sequence[Callable[[Item], object]], items: Sequence[Item]
+) -> set[str]:
+    """Insert and return the ids of those that were not there yet."""
+    if not items:
+        return set()
+    columns = tuple([field(item) for item in items] for field in fields)
+    return {str(new_id) for (new_id,) in await connection.exec_driver_sql(statement, columns)}
+
+
+async def _add_to_rollups(connection: AsyncConnection, records: Iterable[CallRecord]) -> None:
+    rows = rollups_of(records)
+    if rows:
+        await connection.exec_driver_sql(ROLLUP_UPSERT, tuple(list(column) for column in zip(*rows, strict=True)))
+
+
+RollupKey = tuple[datetime, str, str, str, str, str]
+
+
+def rollups_of(records: Iterable[CallRecord]) -> list[tuple[object, ...]]:
+    """What these records add to the rollups, sorted: hour, user, key, app, model, endpoint and then the sums."""
+    sums: defaultdict[RollupKey, list[int]] = defaultdict(lambda: [0] * len(_SUMS))
+    for record in records:
+        row = sums[_rollup_key(record)]
+        row[0] += 1
+        row[1] += record.outcome not in ("ok", "client_cancelled")
+        row[2] += record.prompt_tokens
+        row[3] += record.completion_tokens
+        row[4] += record.cached_tokens
+        row[5] += record.reasoning_tokens
+        row[6] += record.cost_nanousd
+    return [(*key, *sums[key]) for key in sorted(sums)]
+
+
+def _rollup_key(record: CallRecord) -> RollupKey:
+    hour = datetime.fromtimestamp(record.created_at_ms // HOUR_MS * 3_600, UTC)
+    key_id, app_id, endpoint_id = record.key_id or "", record.app_id or "", record.endpoint_id or ""
+    return hour, record.user_oid, key_id, app_id, record.served_model, endpoint_id
+
+
+# ── Making records fit ────────────────────────────────────────────────────────────────────────────────────────────────
+
+_TEXT_CHARS = {
+    "user_oid": MAX_NAME_CHARS,
+    "app_id": MAX_NAME_CHARS,
+    "requested_model": MAX_NAME_CHARS,
+    "served_model": MAX_NAME_CHARS,
+    "client_request_id": 200,
+    "provider": 100,
+    "dialect": 100,
+    "outcome": 100,
+    "error_code": 100,
+    "error_reason": 1_000,
+    "usage_quality": 100,
+    "price_id": 200,
+}
+_texts = attrgetter(*_TEXT_CHARS)
+_IDS = ("request_id", "key_id", "endpoint_id")
+
+
+def _fit_to_store(record: CallRecord) -> CallRecord:
+    """The record as it can be stored: without NULs (PostgreSQL has none), names cut, ids in their one spelling."""
+    changes: dict[str, object] = {}
+    for (name, longest), value in zip(_TEXT_CHARS.items(), _texts(record), strict=True):
+        if value is not None and (len(value) > longest or "\x00" in value or not value.isascii()):
+            changes[name] = _storable(value)[:longest]
+    for name in _IDS:
+        value = getattr(record, name)
+        if value is not None and not (len(value) == 36 and value.islower()):
+            changes[name] = _canonical(value)
+    return msgspec.structs.replace(record, **changes) if changes else record
+
+
+def _storable(text: str) -> str:
+    return text.replace("\x00", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+
+
+def _canonical(ident: str) -> str:
+    try:
+        return str(UUID(ident))
+    except ValueError:
+        return ident  # the database will say so
+
+
+_to_json = msgspec.json.Encoder().encode
+
+
+def detail_json(record: CallRecord) -> str:
+    """The explanation as JSON that PostgreSQL takes; of an absurdly large one only the numbers."""
+    packed = _to_json(record.detail)
+    if len(packed) > MAX_DETAIL_BYTES:
+        detail = record.detail
+        packed = _to_json(
+            RecordDetail(
+                estimated_prompt_tokens=detail.estimated_prompt_tokens,
+                estimated_completion_tokens=detail.estimated_completion_tokens,
+                capped_max_tokens=detail.capped_max_tokens,
+                usage=detail.usage,
+            )
+        )
+    if b"\\u0000" in packed:
+        packed = _to_json(_without_nul(msgspec.json.decode(packed)))
+    return packed.decode()
+
+
+def _without_nul(value: object) -> object:
+    match value:
+        case str():
+            return value.replace("\x00", "\N{REPLACEMENT CHARACTER}")
+        case list():
+            return [_without_nul(item) for item in value]
+        case dict():
+            return {key: _without_nul(item) for key, item in value.items()}
+        case _:
+            return value
+
+
+def _time_of(item: CallRecord | CallContent) -> datetime:
+    """Raises: ValueError for a time that no call of ours can have."""
+    moment = datetime.fromtimestamp(item.created_at_ms / 1000, UTC)
+    if not OLDEST <= moment < NEWEST:
+        raise ValueError(f"its time, {moment}, cannot be true")
+    return moment
+
+
+_FIELDS: dict[str, Callable[[CallRecord], object]] = {
+    **{name: attrgetter(name) for name in _LEDGER_TYPES},
+    "created_at": _time_of,
+    "detail": detail_json,
+}
+_LEDGER_FIELDS = [_FIELDS[name] for name in _LEDGER_TYPES]
+_REFUSED_FIELDS = [_FIELDS[name] for name in _REFUSED_TYPES]
+_CONTENT_FIELDS: list[Callable[[CallContent], object]] = [
+    _time_of,
+    *(attrgetter(name) for name in _CONTENT_TYPES if name != "created_at"),
+]
+
+
+def _id(item: CallRecord | CallContent) -> str:
+    return item.request_id
+
+
+def _compressed(contents: Sequence[CallContent]) -> list[CallContent]:
+    return [
+        msgspec.structs.replace(
+            content,
+            request_id=_canonical(content.request_id),
+            user_oid=_storable(content.user_oid)[:MAX_NAME_CHARS],
+            request_body=zlib.compress(content.request_body, COMPRESSION),
+            response_body=zlib.compress(content.response_body, COMPRESSION),
+        )
+        for content in contents
+    ]
+
+
+def _fault_of_content(error: DBAPIError | OverflowError | ValueError) -> str:
+    """Why the database refuses what it was given, in one line. Raises: DependencyUnavailable if that was not the reason
+    (a missing table, say): the records are good and must wait."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(
+            cause,
+            asyncpg.DataError
+            | asyncpg.IntegrityConstraintViolationError
+            | asyncpg.ProgramLimitExceededError
+            | OverflowError
+            | ValueError,
+        ):
+            return str(cause).partition("\n")[0][:300]
+        cause = cause.orig if isinstance(cause, DBAPIError) else cause.__cause__
+    raise DependencyUnavailable("database") from error
+
+
+# ── What was spent ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_ROLLUP_HOLDER = {
+    Scope.KEY: usage_rollups.c.key_id,
+    Scope.USER: usage_rollups.c.user_oid,
+    Scope.APP: usage_rollups.c.app_id,
+    Scope.MODEL: usage_rollups.c.model,
+}
+_LEDGER_HOLDER = {
+    Scope.KEY: usage_records.c.key_id,
+    Scope.USER: usage_records.c.user_oid,
+    Scope.APP: usage_records.c.app_id,
+    Scope.MODEL: usage_records.c.served_model,
+}
+
+
+def _spent_statement(claim: BudgetClaim) -> Select[int]:
+    of_holder = _ROLLUP_HOLDER[claim.scope] == claim.scope_id
+    start, end = claim.period.starts_at, claim.period.ends_at
+    if start is None or end is None:
+        return _sum_of(usage_rollups, of_holder)
+    first_hour, hours_end = _whole_hours(start, end)
+    hours = usage_rollups.c.hour
+    in_hours = _sum_of(usage_rollups, of_holder, hours >= first_hour, hours < hours_end)
+    edges = [(a, b) for a, b in ((start, first_hour), (hours_end, end)) if a < b]
+    if not edges:
+        return in_hours
+    at = usage_records.c.created_at
+    in_edges = _sum_of(
+        usage_records,
+        _LEDGER_HOLDER[claim.scope] == claim.scope_id,
+        or_(*((at >= a) & (at < b) for a, b in edges)),
+    )
+    return select(in_hours.scalar_subquery() + in_edges.scalar_subquery())
+
+
+def _sum_of(table: Table, *where: ColumnElement[bool]) -> Select[int]:
+    return select(func.coalesce(func.sum(table.c.cost_nanousd), 0)).where(*where)
+
+
+def _whole_hours(start: datetime, end: datetime) -> tuple[datetime, datetime]:
+    """The first hour (UTC) that begins in the period, and the end of the last one that ends in it."""
+    first = start.astimezone(UTC)
+    floor = first.replace(minute=0, second=0, microsecond=0)
+    return floor if floor == first else floor + timedelta(hours=1), end.astimezone(UTC).replace(
+        minute=0, second=0, microsecond=0
+    )

@@ -1,0 +1,39 @@
+"""Servers that every test may ask for: real ones, started once per test process, empty for each test."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from app.embedded import ValkeyServer
+from app.redis_client import RedisClient, open_redis
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[ValkeyServer]:
+    """A Valkey of this test process's own, which a test may pause, kill and start again."""
+    with tempfile.TemporaryDirectory(prefix="gateway-valkey-") as home:
+        server = ValkeyServer(Path(home) / "valkey", durable=False, on_progress=lambda _: None)
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+async def redis_url(valkey: ValkeyServer) -> str:
+    """The URL of an empty Valkey."""
+    client = open_redis(valkey.url, timeout_ms=2_000)
+    async with client.bounded() as redis:
+        await redis.flushall()
+    await client.redis.aclose()
+    return valkey.url
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[RedisClient]:
+    client = open_redis(redis_url, timeout_ms=2_000)
+    async with client.pumping():
+        yield client

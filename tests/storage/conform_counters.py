@@ -1,0 +1,292 @@
+"""What every adapter of `Counters` and `UsageSink` must do, whatever stands behind it.
+
+A suite of an adapter inherits `CountersConformance` and gives the fixtures `counters`, `sink` and `at` (sets the store's clock).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from app.domain.budget import Budget, BudgetClaim, PeriodKind, period_at
+from app.domain.limits import Claim, Limit, LimitKind, Scope
+from app.domain.money import NanoUsd
+from app.storage.ports import (
+    Admission,
+    Admitted,
+    BudgetRefused,
+    BudgetsUnseeded,
+    Counters,
+    LimitRefused,
+    Reservation,
+    Settlement,
+    UsageSink,
+)
+
+NOW_MS = 1_790_000_000_000
+At = Callable[[int], None]
+
+USD = 10**9
+
+
+def requests(limit: int, window_s: int = 60, *, holder: str = "k1") -> Claim:
+    return Claim(Scope.KEY, holder, Limit(LimitKind.REQUESTS, limit, window_s), 1)
+
+
+def tokens(limit: int, amount: int, window_s: int = 60) -> Claim:
+    return Claim(Scope.USER, "u1", Limit(LimitKind.TOKENS, limit, window_s), amount)
+
+
+def slots(limit: int) -> Claim:
+    return Claim(Scope.KEY, "k1", Limit(LimitKind.CONCURRENCY, limit, 0), 1)
+
+
+def money(amount: int, *, hard: int | None = USD, lost: int = 0, holder: str = "u1") -> BudgetClaim:
+    budget = Budget(PeriodKind.MONTHLY, None, None if hard is None else NanoUsd(hard))
+    period = period_at(
+        PeriodKind.MONTHLY, datetime(2090, 9, 21, tzinfo=UTC), UTC
+    )  # a counter is forgotten after its period
+    return BudgetClaim(Scope.USER, holder, budget, period, NanoUsd(amount), NanoUsd(lost))
+
+
+def reservation(call_id: str, *claims: Claim | BudgetClaim, lease_s: int = 60) -> Reservation:
+    return Reservation(
+        call_id,
+        tuple(claim for claim in claims if isinstance(claim, Claim)),
+        tuple(claim for claim in claims if isinstance(claim, BudgetClaim)),
+        lease_s,
+        f"lost:{call_id}".encode(),
+    )
+
+
+def settlement(call_id: str, *, cost: int = 0, tokens: int = 0) -> Settlement:
+    return Settlement(call_id, NanoUsd(cost), tokens, f"done:{call_id}".encode())
+
+
+async def recorded(sink: UsageSink) -> list[str]:
+    return [record.packed.decode() for record in await sink.pending(limit=1000, wait_s=0.01)]
+
+
+def is_admitted(admission: Admission) -> bool:
+    return isinstance(admission, Admitted)
+
+
+class CountersConformance:
+    @pytest.fixture
+    def at(self, counters: Counters) -> At:
+        raise AssertionError("the adapter's suite gives it")
+
+    async def test_as_many_as_the_limit_are_admitted_and_no_more(self, counters: Counters) -> None:
+        answers = await asyncio.gather(*(counters.admit(reservation(f"c{i}", requests(50))) for i in range(200)))
+
+        assert sum(map(is_admitted, answers)) == 50
+
+    async def test_in_no_interval_of_the_windows_length_more_than_the_limit_is_admitted(
+        self, counters: Counters, at: At
+    ) -> None:
+        admitted_ms: list[int] = []
+        for step in range(0, 200_000, 250):
+            at(NOW_MS + step)
+            if is_admitted(await counters.admit(reservation(f"c{step}", requests(10)))):
+                admitted_ms.append(step)
+
+        for begin in admitted_ms:
+            assert sum(begin <= moment < begin + 60_000 for moment in admitted_ms) <= 10
+        assert len(admitted_ms) >= 10 * 200 // 60 - 1, "nor much less than the limit"
+
+    async def test_a_full_window_says_truly_when_the_claim_will_fit(self, counters: Counters, at: At) -> None:
+        at(NOW_MS)
+        for i in range(5):
+            await counters.admit(reservation(f"a{i}", requests(5)))
+        refused = await counters.admit(reservation("b", requests(5)))
+        assert isinstance(refused, LimitRefused)
+
+        at(NOW_MS + refused.retry_after_ms - 1)
+        assert not is_admitted(await counters.admit(reservation("early", requests(5))))
+        at(NOW_MS + refused.retry_after_ms)
+        assert is_admitted(await counters.admit(reservation("on-time", requests(5))))
+        assert 60_000 <= refused.retry_after_ms <= 61_000
+
+    async def test_a_refused_call_takes_nothing_from_other_limits(self, counters: Counters) -> None:
+        wide, narrow = requests(100, holder="wide"), tokens(10, 11)
+        await counters.seed(money(0), NanoUsd(0))
+
+        refused = await counters.admit(reservation("c", wide, slots(5), money(500), narrow))
+
+        assert isinstance(refused, LimitRefused)
+        assert refused.state.claim == narrow
+        states = await counters.limit_states([wide, slots(5)])
+        assert [state.remaining for state in states] == [100, 5]
+        (budget,) = await counters.budget_states([money(0)])
+        assert budget is not None
+        assert budget.reserved_nanousd == 0
+
+    async def test_a_call_refused_by_a_budget_takes_nothing_from_limits(self, counters: Counters) -> None:
+        await counters.seed(money(0), NanoUsd(USD))
+
+        refused = await counters.admit(reservation("c", requests(5), slots(5), money(1)))
+
+        assert isinstance(refused, BudgetRefused)
+        assert refused.state.spent_nanousd == USD
+        assert [s.remaining for s in await counters.limit_states([requests(5), slots(5)])] == [5, 5]
+
+    async def test_settling_corrects_the_tokens_to_what_was_used(self, counters: Counters) -> None:
+        await counters.admit(reservation("c", tokens(1000, 800)))
+        await counters.settle(settlement("c", tokens=120))
+
+        (state,) = await counters.limit_states([tokens(1000, 0)])
+        assert state.remaining == 880
+
+    async def test_a_slot_is_free_again_once_its_call_is_settled(self, counters: Counters) -> None:
+        assert is_admitted(await counters.admit(reservation("a", slots(1))))
+        assert not is_admitted(await counters.admit(reservation("b", slots(1))))
+        await counters.settle(settlement("a"))
+        assert is_admitted(await counters.admit(reservation("b", slots(1))))
+
+    async def test_exactly_as_many_calls_are_admitted_as_a_hard_budget_pays_for(self, counters: Counters) -> None:
+        await counters.seed(money(0), NanoUsd(0))
+        tenth = USD // 10
+
+        answers = await asyncio.gather(*(counters.admit(reservation(f"c{i}", money(tenth))) for i in range(200)))
+
+        assert sum(map(is_admitted, answers)) == 10
+        (state,) = await counters.budget_states([money(0)])
+        assert state is not None
+        assert state.reserved_nanousd == USD
+        for i, answer in enumerate(answers):
+            if is_admitted(answer):
+                await counters.settle(settlement(f"c{i}", cost=tenth))
+        (state,) = await counters.budget_states([money(0)])
+        assert state is not None
+        assert (state.spent_nanousd, state.reserved_nanousd) == (USD, 0)
+
+    async def test_an_absent_budget_is_not_zero_but_asks_to_be_seeded(self, counters: Counters) -> None:
+        known, unknown = money(1), money(1, holder="u2")
+        await counters.seed(known, NanoUsd(0))
+
+        answer = await counters.admit(reservation("c", requests(1), known, unknown))
+
+        assert answer == BudgetsUnseeded((unknown,))
+        assert [s.remaining for s in await counters.limit_states([requests(1)])] == [1]
+
+    async def test_seeding_leaves_a_counter_that_exists_alone(self, counters: Counters) -> None:
+        await counters.seed(money(0), NanoUsd(7))
+        await counters.seed(money(0), NanoUsd(0))
+
+        (state,) = await counters.budget_states([money(0)])
+        assert state is not None
+        assert state.spent_nanousd == 7
+
+    async def test_large_amounts_stay_exact_to_the_nanodollar(self, counters: Counters) -> None:
+        most = 9_000_000 * USD
+        await counters.seed(money(0, hard=most), NanoUsd(most - 3))
+
+        assert is_admitted(await counters.admit(reservation("a", money(2, hard=most))))
+        assert not is_admitted(await counters.admit(reservation("b", money(2, hard=most))))
+        assert is_admitted(await counters.admit(reservation("c", money(1, hard=most))))
+
+    async def test_a_soft_budget_counts_and_never_refuses(self, counters: Counters) -> None:
+        await counters.seed(money(0, hard=None), NanoUsd(5))
+
+        answer = await counters.admit(reservation("c", money(USD * 100, hard=None)))
+
+        assert isinstance(answer, Admitted)
+        assert answer.budgets[0].spent_nanousd == 5
+
+    async def test_settling_twice_changes_nothing_the_second_time(self, counters: Counters) -> None:
+        await counters.seed(money(0), NanoUsd(0))
+        await counters.admit(reservation("c", tokens(1000, 500), money(400)))
+        await counters.settle(settlement("c", cost=300, tokens=100))
+        await counters.settle(settlement("c", cost=300, tokens=100))
+
+        (budget,) = await counters.budget_states([money(0)])
+        assert budget is not None
+        assert (budget.spent_nanousd, budget.reserved_nanousd) == (300, 0)
+        assert (await counters.limit_states([tokens(1000, 0)]))[0].remaining == 900
+
+    async def test_releasing_gives_everything_back_and_records_nothing(
+        self, counters: Counters, sink: UsageSink
+    ) -> None:
+        await counters.seed(money(0), NanoUsd(0))
+        await counters.admit(reservation("c", requests(5), tokens(1000, 500), slots(5), money(400)))
+        await counters.release("c")
+
+        states = await counters.limit_states([requests(5), tokens(1000, 0), slots(5)])
+        assert [state.remaining for state in states] == [5, 1000, 5]
+        (budget,) = await counters.budget_states([money(0)])
+        assert budget is not None
+        assert (budget.spent_nanousd, budget.reserved_nanousd) == (0, 0)
+        assert await recorded(sink) == []
+
+    async def test_a_call_whose_lease_ran_out_gives_back_its_claims_and_leaves_its_record(
+        self, counters: Counters, sink: UsageSink, at: At
+    ) -> None:
+        at(NOW_MS)
+        await counters.seed(money(0), NanoUsd(0))
+        await counters.admit(reservation("dead", slots(1), money(400, lost=150), lease_s=60))
+
+        at(NOW_MS + 59_000)
+        assert await counters.expire_leases(100) == 0
+        at(NOW_MS + 60_001)
+        assert await counters.expire_leases(100) == 1
+        assert await counters.expire_leases(100) == 0
+
+        assert await recorded(sink) == ["lost:dead"]
+        (budget,) = await counters.budget_states([money(0)])
+        assert budget is not None
+        assert (budget.spent_nanousd, budget.reserved_nanousd) == (150, 0)
+        assert is_admitted(await counters.admit(reservation("next", slots(1))))
+
+    async def test_a_renewed_lease_keeps_the_call_and_its_slot(self, counters: Counters, at: At) -> None:
+        at(NOW_MS)
+        await counters.admit(reservation("long", slots(1), lease_s=60))
+        at(NOW_MS + 50_000)
+        await counters.renew(["long", "unknown"], 60)
+
+        at(NOW_MS + 100_000)
+        assert await counters.expire_leases(100) == 0
+        assert not is_admitted(await counters.admit(reservation("other", slots(1))))
+
+    async def test_settlements_append_their_records_in_order_until_they_are_confirmed(
+        self, counters: Counters, sink: UsageSink
+    ) -> None:
+        for call_id in ("a", "b", "c"):
+            await counters.admit(reservation(call_id, requests(10)))
+            await counters.settle(settlement(call_id))
+        await sink.append(b"refused")
+
+        pending = await sink.pending(limit=2, wait_s=0.01)
+        assert [record.packed for record in pending] == [b"done:a", b"done:b"]
+        assert await recorded(sink) == ["done:a", "done:b", "done:c", "refused"], "unconfirmed records come again"
+        await sink.confirm(pending)
+        assert await recorded(sink) == ["done:c", "refused"]
+        assert await sink.depth() == 2
+
+    async def test_waiting_for_records_ends_when_one_comes(self, sink: UsageSink) -> None:
+        async with asyncio.TaskGroup() as group:
+            waiting = group.create_task(sink.pending(limit=10, wait_s=5.0))
+            await asyncio.sleep(0)
+            await sink.append(b"new")
+        assert [record.packed for record in waiting.result()] == [b"new"]
+
+    async def test_several_windows_of_one_holder_hold_at_once(self, counters: Counters, at: At) -> None:
+        minute, hour = requests(2), requests(3, 3600)
+        outcomes = []
+        for step in (0, 1_000, 2_000, 62_500, 63_000):
+            at(NOW_MS + step)
+            outcomes.append(is_admitted(await counters.admit(reservation(f"c{step}", minute, hour))))
+
+        assert outcomes == [True, True, False, True, False]
+
+    async def test_a_limit_of_zero_admits_nothing(self, counters: Counters) -> None:
+        assert not is_admitted(await counters.admit(reservation("c", requests(0))))
+
+    async def test_holders_do_not_share_what_they_have(self, counters: Counters) -> None:
+        one = requests(1)
+        assert is_admitted(await counters.admit(reservation("a", one)))
+        assert is_admitted(await counters.admit(reservation("b", replace(one, scope_id="k2"))))
+        assert is_admitted(await counters.admit(reservation("c", replace(one, scope=Scope.APP))))
