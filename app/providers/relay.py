@@ -1,0 +1,290 @@
+"""The native relay: an OpenAI-compatible upstream, bytes in, bytes out.
+
+One attempt, in order:
+1. The dialect makes the upstream's body; the headers are ours alone, nothing of the caller's goes along.
+2. A status other than 200 is a failure, told apart by `failures`. So is a 200 that is no answer: the dialect judges it.
+3. A stream is read until its reader says that it has begun. Until then nothing is handed on, comments are no progress, and one
+   deadline (`first_token_s`, from the moment the request went out) covers all of it; so any failure can still be cured elsewhere.
+4. Then chunks are handed on as they come. What the reader learns goes into the meter, at the latest when the context is left,
+   however it is left.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from types import TracebackType
+from typing import Protocol, runtime_checkable
+
+from app.dialects.base import BadAnswer, Dialect, StreamReader, UpstreamSaidError
+from app.domain.call import Call, Meter, Quality
+from app.domain.catalog import Endpoint
+from app.exceptions import AttemptFailed
+from app.providers import failures
+from app.providers.base import Answer
+from app.providers.transport import Deadlines, Exchange, ExchangeFailed, Outgoing, Transport
+
+MAX_LOGGED_ANSWER_BYTES = 1 << 20
+_MAX_ERROR_BYTES = 64 << 10
+"""Of an error's body; its message is cut far below that."""
+_MAX_HELD_BYTES = 256 << 10
+"""What may come before a stream has begun: role-only events and the like. More of it is no answer."""
+_BYTES_PER_TOKEN = 4
+_GOODBYE_S = 1.0
+"""How long a finished stream may take to close its body, which lets the connection be used again."""
+_USAGE_S = 5.0
+"""How long after the last finish reason the usage may take. It comes at once or never; the caller waits for the end meanwhile."""
+
+_JSON = "application/json"
+_SSE = "text/event-stream"
+_NEVER_A_STREAM = ("text/html", "application/xhtml+xml", "text/xml", "application/xml")
+_VISIBLE_HEADERS = ("openai-processing-ms", "openai-version")
+"""Of the upstream's headers those that a caller may see: they name nobody."""
+_MAX_HEADER_CHARS = 64
+
+
+@runtime_checkable
+class MakesStreams(Protocol):
+    """A dialect that can show a complete answer as the stream it would have been."""
+
+    def as_stream(self, body: bytes) -> bytes: ...
+
+
+class OpenAIRelay:
+    """`Provider` for every upstream that speaks the caller's dialect itself and takes `Authorization: Bearer`."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def opened(
+        self,
+        call: Call,
+        endpoint: Endpoint,
+        dialect: Dialect,
+        meter: Meter,
+        *,
+        max_tokens: int | None,
+        deadline_s: float,
+    ) -> RelayAttempt:
+        timeouts = endpoint.timeouts
+        outgoing = Outgoing(
+            method="POST",
+            url=endpoint.api_base.rstrip("/") + dialect.upstream_path,
+            deadlines=Deadlines(
+                connect_s=timeouts.connect_s,
+                first_byte_s=timeouts.first_byte_s(is_stream=call.is_stream),
+                between_bytes_s=timeouts.between_tokens_s,
+                total_at_s=min(deadline_s, monotonic() + timeouts.total_s),
+            ),
+            headers=_headers_for(call, endpoint),
+            body=dialect.upstream_body(call, upstream_model=endpoint.upstream_model, max_tokens=max_tokens),
+        )
+        return RelayAttempt(self._transport.opened(outgoing), call, dialect, meter, outgoing.deadlines)
+
+    async def close(self) -> None:
+        """The transport is shared; who made it closes it."""
+
+
+def _headers_for(call: Call, endpoint: Endpoint) -> dict[str, str]:
+    headers = {"Content-Type": _JSON, "Accept": _SSE if call.is_stream else _JSON}
+    if endpoint.credential:
+        headers["Authorization"] = f"Bearer {endpoint.credential}"
+    return headers
+
+
+class RelayAttempt:
+    """One attempt at one endpoint; see `app.providers.base.Provider.opened`."""
+
+    def __init__(self, exchange: Exchange, call: Call, dialect: Dialect, meter: Meter, deadlines: Deadlines) -> None:
+        self._exchange = exchange
+        self._call = call
+        self._dialect = dialect
+        self._meter = meter
+        self._deadlines = deadlines
+        self._reader: StreamReader | None = None
+
+    async def __aenter__(self) -> Answer:
+        try:
+            await self._exchange.__aenter__()
+        except ExchangeFailed as fault:
+            raise failures.of_exchange(fault) from fault
+        try:
+            return await self._begun()
+        except BaseException as fault:  # left again without having been entered: nobody else would close it
+            await self._exchange.__aexit__(type(fault), fault, None)
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._reader is not None:
+                _note(self._reader, self._meter)
+        finally:
+            await self._exchange.__aexit__(kind, error, trace)
+
+    async def _begun(self) -> Answer:
+        """The answer, once it has begun; every way in which it has not is an AttemptFailed."""
+        exchange = self._exchange
+        try:
+            if exchange.status != 200:
+                raise await self._refusal()
+            if not self._call.is_stream:
+                return self._whole(await exchange.read_all())
+            if exchange.content_type in _NEVER_A_STREAM:
+                raise BadAnswer("not_a_stream")
+            if exchange.content_type == _JSON:
+                return self._converted(await exchange.read_all())
+            return await self._streaming()
+        except UpstreamSaidError as fault:
+            raise failures.of_error_object(fault.problem, headers=exchange.headers) from fault
+        except BadAnswer as fault:
+            raise failures.of_bad_answer(fault, status=exchange.status) from fault
+        except ExchangeFailed as fault:
+            raise failures.of_exchange(fault, status=exchange.status) from fault
+
+    async def _refusal(self) -> AttemptFailed:
+        """What a status other than 200 means. Its body only adds words: a broken one changes nothing."""
+        try:
+            body = await self._exchange.read_all(_MAX_ERROR_BYTES)
+        except ExchangeFailed:
+            body = b""
+        problem = self._dialect.read_problem(body)
+        return failures.of_status(self._exchange.status, problem, headers=self._exchange.headers)
+
+    def _whole(self, body: bytes) -> Answer:
+        facts = self._dialect.read_answer(body)
+        meter = self._meter
+        meter.first_token_ms = since_ms(meter.started_s)
+        meter.usage = facts.usage
+        meter.quality = Quality.EXACT if facts.usage is not None else Quality.ESTIMATED
+        meter.finish_reason = facts.finish_reason
+        meter.delivered_tokens = -(-facts.output_bytes // _BYTES_PER_TOKEN)
+        keep_answer(meter, body)
+        return Answer(content_type=_JSON, body=body, headers=self._visible_headers())
+
+    def _converted(self, body: bytes) -> Answer:
+        """A complete answer where a stream was asked for: shown as a stream, judged like one."""
+        dialect = self._dialect
+        if not isinstance(dialect, MakesStreams):
+            raise BadAnswer("not_a_stream")
+        reader = dialect.stream_reader(self._call)
+        data = reader.feed(dialect.as_stream(body)) + reader.end()
+        return self._stream_of(reader, data, is_over=True)
+
+    async def _streaming(self) -> Answer:
+        """Read until the stream has begun. Raises what the reader says; a stream that ends before is no answer."""
+        reader = self._dialect.stream_reader(self._call)
+        due_s = monotonic() + self._deadlines.first_byte_s
+        held: list[bytes] = []
+        held_bytes = 0
+        while not reader.has_begun:
+            data = await self._exchange.read_some(due_s - monotonic(), "first_token_timeout")
+            if not data:
+                return self._stream_of(reader, b"".join([*held, reader.end()]), is_over=True)
+            ready = reader.feed(data)
+            held.append(ready)
+            held_bytes += len(ready)
+            if held_bytes > _MAX_HELD_BYTES and not reader.has_begun:
+                raise BadAnswer("no_answer_in_sight")
+        return self._stream_of(reader, b"".join(held), is_over=False)
+
+    def _stream_of(self, reader: StreamReader, data: bytes, *, is_over: bool) -> Answer:
+        self._reader = reader
+        meter = self._meter
+        meter.first_token_ms = since_ms(meter.started_s)
+        meter.delivered_tokens = reader.delivered_tokens
+        keep_answer(meter, data)
+        chunks = RelayedChunks(self._exchange, reader, meter, self._deadlines.between_bytes_s, is_over=is_over)
+        return Answer(content_type=_SSE, body=data, chunks=chunks, headers=self._visible_headers())
+
+    def _visible_headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        theirs = self._exchange.headers
+        return tuple(
+            (name.encode(), value.encode())
+            for name in _VISIBLE_HEADERS
+            if (value := theirs.get(name))
+            and len(value) <= _MAX_HEADER_CHARS
+            and value.isascii()
+            and value.isprintable()
+        )
+
+
+class RelayedChunks:
+    """The rest of a stream, as `Answer.chunks`. Raises: AttemptFailed(kind=ANSWER_BEGUN) when the upstream breaks off."""
+
+    __slots__ = ("_between_s", "_exchange", "_is_over", "_meter", "_reader")
+
+    def __init__(
+        self, exchange: Exchange, reader: StreamReader, meter: Meter, between_s: float, *, is_over: bool
+    ) -> None:
+        self._exchange = exchange
+        self._reader = reader
+        self._meter = meter
+        self._between_s = between_s
+        self._is_over = is_over
+
+    def __aiter__(self) -> RelayedChunks:
+        return self
+
+    async def __anext__(self) -> bytes:
+        reader, meter = self._reader, self._meter
+        try:
+            reader.feed(b"")  # a failure behind good events of the last segment comes now, when they are delivered
+            ready = await self._next()
+        except UpstreamSaidError as fault:
+            raise failures.of_error_object(fault.problem, has_begun=True) from fault
+        except BadAnswer as fault:
+            raise failures.of_bad_answer(fault, has_begun=True) from fault
+        except ExchangeFailed as fault:
+            raise failures.of_exchange(fault, has_begun=True, status=200) from fault
+        if not ready:
+            _note(reader, meter)
+            raise StopAsyncIteration
+        meter.delivered_tokens = reader.delivered_tokens
+        if meter.answer_body is not None:
+            keep_answer(meter, ready)
+        return ready
+
+    async def _next(self) -> bytes:
+        """What is to be handed on next; empty at the end. Events that are not handed on are progress all the same."""
+        reader = self._reader
+        while not self._is_over:
+            try:
+                data = await self._exchange.read_some(self._patience_s(), "between_tokens_timeout")
+            except ExchangeFailed:
+                if not reader.is_complete:
+                    raise
+                data = b""  # all of the answer is here; how the connection ended is nobody's business
+            if not data:
+                self._is_over = True
+                return reader.end()
+            ready = reader.feed(data)
+            if ready:
+                return ready
+        return b""
+
+    def _patience_s(self) -> float:
+        if not self._reader.is_complete:
+            return self._between_s
+        return min(self._between_s, _USAGE_S if self._reader.usage is None else _GOODBYE_S)
+
+
+def _note(reader: StreamReader, meter: Meter) -> None:
+    """What the reader knows at the end: exact figures only of a complete stream, partial ones of a broken one."""
+    meter.delivered_tokens = reader.delivered_tokens
+    meter.finish_reason = reader.finish_reason
+    meter.usage = reader.usage
+    if not reader.is_complete:
+        meter.quality = Quality.PARTIAL
+    else:
+        meter.quality = Quality.EXACT if reader.usage is not None else Quality.ESTIMATED
+
+
+def keep_answer(meter: Meter, data: bytes) -> None:
+    kept = meter.answer_body
+    if kept is not None and len(kept) < MAX_LOGGED_ANSWER_BYTES:
+        kept += data[: MAX_LOGGED_ANSWER_BYTES - len(kept)]
+
+
+def since_ms(started_s: float) -> int:
+    return int((monotonic() - started_s) * 1000)
