@@ -1,0 +1,39 @@
+"""Every long-lived service by name: all that routers ever receive. `app/main.py` builds it, nobody else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from app.clock import Clock
+from app.config import Settings
+from app.services.admin_access import AdminAccess
+from app.services.admission import Admission
+from app.services.catalog import CatalogFollower
+from app.services.chat import Chat
+from app.services.health_check import HealthCheck
+from app.services.identities import Identities
+from app.services.load_balancer import LoadBalancer
+from app.services.management import Management
+from app.services.usage_log import UsageLog
+from app.storage.management_ports import AuditStore
+from app.storage.ports import ReportStore, UsageStore
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    settings: Settings
+    clock: Clock
+    identities: Identities
+    catalog: CatalogFollower
+    chat: Chat
+    admission: Admission
+    usage_log: UsageLog
+    balancer: LoadBalancer
+    health: HealthCheck
+    management: Management
+    admin_access: AdminAccess
+    audit: AuditStore
+    reports: ReportStore
+    usage: UsageStore
+    endpoint_state: Callable[[str], str]

@@ -1,0 +1,357 @@
+"""Wiring, and nothing else: settings → container → application → lifespan.
+
+`app` is what ASGI servers import. It reads its settings at import and ends the process with one line when they cannot be used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+from fastapi import FastAPI
+
+from app import __version__
+from app.clock import Clock, SystemClock
+from app.config import Settings, load_settings, require_cluster_settings
+from app.container import Container
+from app.database import Engine, is_alive, open_engine
+from app.domain.catalog import Catalog, ProviderKind
+from app.domain.egress import LAPTOP, EgressPolicy
+from app.domain.identity import LogContent
+from app.domain.limits import Limit, LimitKind
+from app.exceptions import CallerError, DependencyUnavailable, SettingsError
+from app.middleware.gateway import GatewayMiddleware
+from app.providers.base import Provider
+from app.providers.demo import DemoProvider
+from app.providers.litellm import LiteLLMProvider
+from app.providers.price_map import PriceMap
+from app.providers.relay import OpenAIRelay
+from app.providers.transport import Transport
+from app.redis_client import RedisClient, open_redis
+from app.routers import admin, apps, health, management
+from app.routers.chat import DataPlane
+from app.routers.docs import add_docs
+from app.routers.errors import install_error_handlers
+from app.services.admin_access import AdminAccess
+from app.services.admission import Admission
+from app.services.api_key import pepper_of
+from app.services.bootstrap import FirstModel, bootstrap
+from app.services.catalog import CatalogFollower
+from app.services.chat import Chat
+from app.services.failover import Failover
+from app.services.health_check import HealthCheck
+from app.services.identities import Identities
+from app.services.load_balancer import LoadBalancer
+from app.services.maintenance import Chore, Election, supervise
+from app.services.management import open_management
+from app.services.usage_log import UsageLog
+from app.services.user_expiry import UserExpiry
+from app.storage.migrate import migrate
+from app.storage.redis_counters import RedisCounters, RedisUsageSink
+from app.storage.redis_signals import RedisElection, RedisSignals
+from app.storage.sealing import Sealer
+from app.storage.sql_audit import SqlAudit
+from app.storage.sql_catalog import SqlCatalogStore
+from app.storage.sql_identity import SqlKeyStore
+from app.storage.sql_management import SqlManagement
+from app.storage.sql_reports import SqlReportStore
+from app.storage.sql_usage import SqlUsageStore
+from app.telemetry import configure_logging, logger
+
+START_WAIT_S = 20.0
+"""How long a start waits for its stores before it goes on, alive and not ready, and heals by itself once they are there."""
+FLUSH_WAIT_S = 5.0
+"""How long a stop goes on moving records to SQL. What is left is durable in the stream and moved by the next process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A container and what only its lifespan needs."""
+
+    container: Container
+    engine: Engine
+    redis: RedisClient
+    transport: Transport
+    litellm: LiteLLMProvider
+    signals: RedisSignals
+    election: Election
+    counters: RedisCounters
+    user_expiry: UserExpiry
+    ledger: SqlUsageStore
+    prices: PriceMap
+
+
+def wire(settings: Settings, clock: Clock | None = None) -> Process:
+    """Build every service. Opens no connection. Raises: SettingsError."""
+    clock = clock or SystemClock()
+    zone = settings.budget_zone
+    engine = open_engine(settings.database_url, pool_size=settings.database_pool_size)
+    redis = open_redis(settings.redis_url, timeout_ms=settings.redis_timeout_ms, is_cluster=settings.redis_cluster)
+    counters, signals, ledger = RedisCounters(redis), RedisSignals(redis), SqlUsageStore(engine)
+    secret_key = settings.secret_key.get_secret_value()
+    pepper, sealer, egress = pepper_of(secret_key), Sealer(secret_key), egress_policy(settings)
+    admin_token = settings.admin_token.get_secret_value() or None
+    management_store = SqlManagement(engine)
+
+    async def announce(revision: int, kind: str, ref: str) -> None:
+        """Tell the other processes of a change, and know it here before whoever made it has his answer."""
+        await signals.publish(revision, kind, ref)
+        await catalog.catch_up(revision)
+
+    commands = open_management(
+        management_store,
+        clock=clock,
+        publish=announce,
+        pepper=pepper,
+        sealer=sealer,
+        egress=egress,
+        has_bootstrap_token=admin_token is not None,
+    )
+    user_expiry = UserExpiry(users=commands.users, clock=clock, zone=zone)
+    identities = Identities(
+        store=SqlKeyStore(engine, clock=clock, zone=zone),
+        pepper=pepper,
+        clock=clock,
+        zone=zone,
+        on_expired=user_expiry.noticed,
+    )
+    prices = PriceMap.installed()
+    balancer = LoadBalancer(clock)
+    catalog = CatalogFollower(
+        store=SqlCatalogStore(engine, sealer=sealer, fallback_price=prices.fallback_price),
+        identities=identities,
+        on_swap=balancer.forget_all_but,
+    )
+    transport, litellm = Transport(egress), LiteLLMProvider(egress, clock=clock)
+    providers: dict[ProviderKind, Provider] = {
+        ProviderKind.OPENAI: OpenAIRelay(transport),
+        ProviderKind.LITELLM: litellm,
+        ProviderKind.ANTHROPIC: litellm,  # translates; the Messages protocol itself is passed on natively once it has a dialect
+        ProviderKind.DEMO: DemoProvider(clock=clock),
+    }
+    usage_log = UsageLog(
+        sink=RedisUsageSink(redis),
+        store=ledger,
+        clock=clock,
+        log_content=LogContent(settings.log_content),
+        content_max_bytes=settings.log_content_max_bytes,
+    )
+    admission = Admission(
+        counters=counters,
+        ledger=ledger,
+        clock=clock,
+        conclude=usage_log.conclude,
+        default_limits=default_limits(settings),
+        zone=zone,
+        lease_s=settings.reservation_lease_seconds,
+    )
+    failover = Failover(providers=providers, balancer=balancer, clock=clock)
+
+    async def database_is_alive() -> bool:
+        return await is_alive(engine)
+
+    container = Container(
+        settings=settings,
+        clock=clock,
+        identities=identities,
+        catalog=catalog,
+        chat=Chat(usage_log=usage_log, admission=admission, failover=failover),
+        admission=admission,
+        usage_log=usage_log,
+        balancer=balancer,
+        health=HealthCheck(
+            catalog=catalog,
+            balancer=balancer,
+            database_is_alive=database_is_alive,
+            redis_is_alive=redis.is_alive,
+        ),
+        management=commands,
+        admin_access=AdminAccess(management_store, clock, pepper, admin_token),
+        audit=SqlAudit(engine),
+        reports=SqlReportStore(engine),
+        usage=ledger,
+        endpoint_state=balancer.state_of,
+    )
+    election = RedisElection(redis, process_id=f"{os.getpid()}-{os.urandom(8).hex()}")
+    return Process(
+        container, engine, redis, transport, litellm, signals, election, counters, user_expiry, ledger, prices
+    )
+
+
+def create_app(settings: Settings, clock: Clock | None = None) -> GatewayMiddleware:
+    """The whole application: the data plane in front, FastAPI (administration, health, documentation) behind it."""
+    process = wire(settings, clock)
+    container = process.container
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with running(process):
+            yield
+
+    api = FastAPI(
+        title="Antigravity LLM Gateway",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    api.state.container = container
+    install_error_handlers(api)
+    for router in (health.router, *admin.routers, *apps.routers, *management.routers):
+        api.include_router(router)
+    if settings.docs_enabled:
+        add_docs(api)
+    data_plane = DataPlane(container)
+    return GatewayMiddleware(
+        api,
+        routes=data_plane.routes,
+        prefixes=data_plane.prefixes,
+        is_draining=lambda: container.health.is_draining,
+    )
+
+
+@asynccontextmanager
+async def running(process: Process) -> AsyncIterator[None]:
+    """From the first connection to the last: bring up, chores, drain. Every background task belongs to this group."""
+    container = process.container
+    async with AsyncExitStack() as closing:
+        closing.push_async_callback(process.engine.dispose)
+        closing.push_async_callback(process.transport.close)
+        await closing.enter_async_context(process.redis.pumping())
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(supervise(chore, process.election, container.clock), name=chore.name)
+                for chore in chores(process)
+            ]
+            try:
+                await until_loaded(container)
+                yield
+            finally:
+                container.health.is_draining = True
+                await flush(container)
+                for task in tasks:
+                    task.cancel()
+
+
+def chores(process: Process) -> list[Chore]:
+    container, settings = process.container, process.container.settings
+    usage_log, admission, expiry = container.usage_log, container.admission, process.user_expiry
+    loaded = container.catalog.loaded
+    return [
+        Chore("configuration", lambda: follow(process)),
+        Chore("messages", lambda: process.signals.listen(container.catalog.poke)),
+        Chore("leases", admission.renew_leases, every_s=settings.reservation_lease_seconds / 3),
+        Chore("reaper", lambda: process.counters.expire_leases(500), every_s=2.0, is_elected=True),
+        Chore("settlements", admission.settle_again, every_s=0.5),
+        # These write to tables, which exist once the configuration was loaded from them.
+        Chore("drainer", usage_log.drain_once, is_elected=True, after=loaded),
+        Chore("content", usage_log.write_contents, after=loaded),
+        Chore("last-used", container.identities.write_used, every_s=10.0, after=loaded),
+        Chore("noticed-expiries", expiry.store_noticed, after=loaded),
+        Chore("daily-expiry", expiry.sync_daily, every_s=60.0, is_elected=True, after=loaded),
+        Chore("partitions", lambda: ensure_partitions(process), every_s=3600.0, is_elected=True, after=loaded),
+    ]
+
+
+async def follow(process: Process) -> None:
+    """Bring the database and the catalog up, then follow the configuration for ever."""
+    container, settings = process.container, process.container.settings
+    if not container.catalog.is_loaded:
+        await migrate(settings.database_url, lambda line: logger.info("migration", step=line))
+        await register_first_model(container, settings)
+        await asyncio.to_thread(process.prices.load)
+        await container.catalog.load()
+        logger.info("configuration_loaded", revision=container.catalog.current.revision)
+    if _needs_litellm(container.catalog.current):
+        await process.litellm.prepare()
+    await container.catalog.follow()
+
+
+async def register_first_model(container: Container, settings: Settings) -> None:
+    """A first model that the settings describe wrongly is no reason not to serve: it is said, and can be registered by hand."""
+    try:
+        await bootstrap(container.management, first_model(settings), is_embedded=settings.is_embedded)
+    except CallerError as error:
+        logger.error("first_model_not_registered", why=error.message)
+
+
+async def until_loaded(container: Container) -> None:
+    try:
+        async with asyncio.timeout(START_WAIT_S):
+            await container.catalog.loaded.wait()
+    except TimeoutError:
+        logger.warning("started_without_its_stores")
+
+
+async def flush(container: Container) -> None:
+    """Move what is still on its way to the ledger. Stops at the first failure: what is left is durable where it lies."""
+    try:
+        async with asyncio.timeout(FLUSH_WAIT_S):
+            await container.usage_log.write_contents_once()
+            while await container.usage_log.drain_once(wait_s=0.01):
+                pass
+            await container.identities.write_used()
+    except (DependencyUnavailable, TimeoutError):
+        logger.warning("records_left_for_the_next_process")
+
+
+async def ensure_partitions(process: Process) -> None:
+    """This month's partitions and the next's, before a batch needs them."""
+    now = process.container.clock.now()
+    await process.ledger.ensure_partitions(now, now + timedelta(days=28))
+
+
+def egress_policy(settings: Settings) -> EgressPolicy:
+    """What endpoints may point to. Raises: SettingsError."""
+    if not settings.upstream_private_hosts:
+        return LAPTOP if settings.is_embedded else EgressPolicy()
+    try:
+        return EgressPolicy.parse(settings.upstream_private_hosts)
+    except ValueError as error:
+        raise SettingsError(
+            f"UPSTREAM_PRIVATE_HOSTS is not usable: {error}. Example: UPSTREAM_PRIVATE_HOSTS=loopback, 10.0.0.0/8"
+        ) from None
+
+
+def default_limits(settings: Settings) -> tuple[Limit, ...]:
+    """The limits of keys without their own; 0 means none."""
+    limits = []
+    if settings.rate_limit_requests_per_minute:
+        limits.append(Limit(LimitKind.REQUESTS, settings.rate_limit_requests_per_minute, 60))
+    if settings.rate_limit_tokens_per_minute:
+        limits.append(Limit(LimitKind.TOKENS, settings.rate_limit_tokens_per_minute, 60))
+    return tuple(limits)
+
+
+def first_model(settings: Settings) -> FirstModel:
+    return FirstModel(settings.default_model, settings.llm_api_base, settings.llm_api_key.get_secret_value() or None)
+
+
+def _needs_litellm(catalog: Catalog) -> bool:
+    translated = (ProviderKind.LITELLM, ProviderKind.ANTHROPIC)
+    return any(e.provider in translated for model in catalog.models.values() for e in model.endpoints)
+
+
+def _app() -> GatewayMiddleware:
+    try:
+        settings = load_settings()
+        require_cluster_settings(settings)
+        configure_logging(settings.log_level)
+        return create_app(settings)
+    except SettingsError as error:
+        sys.exit(f"The gateway does not start: {error}")
+
+
+def __getattr__(name: str) -> GatewayMiddleware:
+    """`app.main:app`, built when a server asks for it: importing this module for its functions starts nothing."""
+    if name == "app":
+        globals()["app"] = _app()
+        return globals()["app"]  # type: ignore[no-any-return]
+    raise AttributeError(name)

@@ -1,0 +1,204 @@
+"""One request of the data plane and the answer to it, on bare ASGI: its headers read once, its body capped, its errors shaped."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from urllib.parse import unquote
+
+from starlette.types import Receive, Scope, Send
+
+from app.domain.ids import CLIENT_ID_PATTERN
+from app.exceptions import (
+    AmbiguousCredentials,
+    CallerError,
+    GatewayError,
+    HeadersTooLarge,
+    InvalidApiKey,
+    InvalidRequest,
+    MethodNotAllowed,
+    PayloadTooLarge,
+    RequestTimeout,
+    UnsupportedMediaType,
+)
+
+Headers = list[tuple[bytes, bytes]]
+
+CREDENTIAL_HEADERS = frozenset({b"authorization", b"x-api-key", b"api-key"})
+APP_HEADERS = frozenset({b"x-gateway-secret", b"x-app-id", b"x-user-oid"})
+READ_HEADERS = (
+    CREDENTIAL_HEADERS | APP_HEADERS | {b"content-length", b"content-type", b"content-encoding", b"x-request-id"}
+)
+MAX_HEADERS = 100
+MAX_HEADER_BYTES = 16 * 1024
+
+
+class Exchange:
+    """A request being answered. Headers that matter are read once, in `headers`; sent twice they are refused, never chosen from."""
+
+    __slots__ = (
+        "_receive",
+        "_scope",
+        "_send",
+        "_spoke",
+        "argument",
+        "client_request_id",
+        "headers",
+        "method",
+        "path",
+        "request_id",
+        "started",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str, argument: str = "") -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self.request_id = request_id
+        self.argument = unquote(argument) if "%" in argument else argument
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.started = False
+        self._spoke = False
+        self.headers: dict[bytes, bytes] = {}
+        self.client_request_id: str | None = None
+
+    @property
+    def receive(self) -> Receive:
+        return self._receive
+
+    @property
+    def address(self) -> str | None:
+        client = self._scope.get("client")
+        return client[0] if client else None
+
+    def read_headers(self) -> None:
+        """Raises: AmbiguousCredentials, InvalidRequest (a header sent twice), HeadersTooLarge."""
+        raw: Headers = self._scope["headers"]
+        if len(raw) > MAX_HEADERS:
+            raise HeadersTooLarge
+        found = self.headers
+        for name, value in raw:
+            if name in READ_HEADERS:
+                if name in found:
+                    if name in CREDENTIAL_HEADERS or name in APP_HEADERS:
+                        raise AmbiguousCredentials
+                    raise InvalidRequest(f"The header '{name.decode('latin-1')}' was sent more than once.")
+                if len(value) > MAX_HEADER_BYTES:
+                    raise HeadersTooLarge
+                found[name] = value
+        own_id = found.get(b"x-request-id")
+        if own_id is not None:
+            text = own_id.decode("latin-1")
+            self.client_request_id = text if CLIENT_ID_PATTERN.fullmatch(text) else None
+
+    def api_key(self) -> str:
+        """The one API key of the request, by any of its three carriers.
+
+        Raises: InvalidApiKey when there is none, AmbiguousCredentials when there are several that differ, or an app's too.
+        """
+        found = self.headers
+        keys = {found[name] for name in (b"x-api-key", b"api-key") if name in found}
+        authorization = found.get(b"authorization")
+        if authorization is not None:
+            scheme, _, token = authorization.partition(b" ")
+            if scheme.lower() != b"bearer":
+                raise InvalidApiKey
+            keys.add(token)
+        if len(keys) > 1 or (keys and not APP_HEADERS.isdisjoint(found)):
+            raise AmbiguousCredentials
+        if not keys:
+            raise InvalidApiKey
+        return keys.pop().decode("latin-1")
+
+    async def read_body(self, *, max_bytes: int, timeout_s: float) -> bytes:
+        """The whole JSON body. Raises: UnsupportedMediaType, PayloadTooLarge, RequestTimeout, InvalidRequest."""
+        self._require_json()
+        length = self.headers.get(b"content-length")
+        if length is not None:
+            if not length.isdigit():
+                raise InvalidRequest("The Content-Length header is not a number.")
+            if int(length) > max_bytes:
+                raise PayloadTooLarge(max_bytes)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._received(max_bytes)
+        except TimeoutError:
+            raise RequestTimeout from None
+
+    async def send(self, status: int, headers: Headers, body: bytes) -> None:
+        """A whole answer."""
+        await self.start(status, [*headers, (b"content-length", b"%d" % len(body))])
+        await self.send_last(b"" if self.method == "HEAD" else body)
+
+    async def start(self, status: int, headers: Headers) -> None:
+        self.started = True
+        request_id = self.request_id.encode()
+        await self._send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [(b"x-request-id", request_id), (b"request-id", request_id), *headers],
+            }
+        )
+
+    def has_been_silent(self) -> bool:
+        """Whether an answer is under way and nothing was sent since this was last asked."""
+        is_silent = self.started and not self._spoke
+        self._spoke = False
+        return is_silent
+
+    async def send_part(self, body: bytes) -> None:
+        self._spoke = True
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def send_last(self, body: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def send_error(self, error: GatewayError, error_body: Callable[[GatewayError, str], bytes]) -> None:
+        """Answer with an error, unless an answer has begun already: then the connection ends as it stands."""
+        if not self.started:
+            headers = [(b"content-type", b"application/json"), *error_headers(error)]
+            await self.send(error.status, headers, error_body(error, self.request_id))
+
+    def _require_json(self) -> None:
+        encoding = self.headers.get(b"content-encoding", b"identity").strip().lower()
+        media, _, parameters = self.headers.get(b"content-type", b"").lower().partition(b";")
+        if encoding not in (b"identity", b"") or media.strip() not in (b"application/json", b"text/json"):
+            raise UnsupportedMediaType
+        charset = parameters.strip().removeprefix(b"charset=").strip(b'" ')
+        if parameters.strip().startswith(b"charset=") and charset not in (b"utf-8", b"utf8", b"us-ascii"):
+            raise UnsupportedMediaType
+
+    async def _received(self, max_bytes: int) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise RequestTimeout  # nobody is left to read it, but the record of refusals stays honest
+            part: bytes = message.get("body", b"")
+            size += len(part)
+            if size > max_bytes:
+                raise PayloadTooLarge(max_bytes)
+            parts.append(part)
+            if not message.get("more_body", False):
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def error_headers(error: GatewayError) -> Headers:
+    """What an error says beside its body: when to come back, and whether a repeat makes sense at all."""
+    headers: Headers = []
+    if error.retry_after_s is not None:
+        ms = max(1, math.ceil(error.retry_after_s * 1000))
+        headers.append((b"retry-after", b"%d" % max(1, -(-ms // 1000))))
+        headers.append((b"retry-after-ms", b"%d" % ms))
+    should_retry = error.should_retry
+    if should_retry is None and isinstance(error, CallerError):
+        should_retry = False
+    if should_retry is False:
+        headers.append((b"x-should-retry", b"false"))
+    if isinstance(error, MethodNotAllowed):
+        headers.append((b"allow", error.allowed.encode()))
+    return headers

@@ -1,0 +1,98 @@
+"""The outermost layer, pure ASGI: the request id, the error boundary, and the two ways in.
+
+Paths of the data plane go straight to their handlers, with nothing between (the framework's own machinery costs as much CPU as all
+the rest of a proxied call); everything else goes to the FastAPI application inside. Either way the request has an id of ours, and
+whatever goes wrong comes back as JSON in the shape of its route.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.domain.ids import RANDOM_BYTES, uuid7
+from app.exceptions import Draining, GatewayError, InternalError, MethodNotAllowed
+from app.middleware.exchange import Exchange
+from app.telemetry import logger
+
+Handler = Callable[[Exchange], Awaitable[None]]
+ErrorBody = Callable[[GatewayError, str], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One path of the data plane: what answers each method, and the shape of its errors."""
+
+    handlers: Mapping[str, Handler]
+    error_body: ErrorBody
+    prefix: str = ""
+    """Set where the rest of the path is an argument (`/models/` for `/models/{id}`)."""
+
+
+class GatewayMiddleware:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        routes: Mapping[str, Route],
+        prefixes: tuple[Route, ...],
+        is_draining: Callable[[], bool],
+    ) -> None:
+        self._app = app
+        self._routes = routes
+        self._prefixes = prefixes
+        self._is_draining = is_draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = uuid7(time.time_ns() // 1_000_000, os.urandom(RANDOM_BYTES))
+        scope.setdefault("state", {})["request_id"] = request_id
+        path: str = scope["path"]
+        if path.startswith("/v1/"):
+            path = path[3:]
+        route, argument = self._routes.get(path), ""
+        if route is None:
+            for candidate in self._prefixes:
+                if path.startswith(candidate.prefix) and len(path) > len(candidate.prefix):
+                    route, argument = candidate, path[len(candidate.prefix) :]
+        if route is None:
+            await self._app(scope, receive, _with_request_id(send, request_id))
+        else:
+            await self._answer(route, Exchange(scope, receive, send, request_id, argument))
+
+    async def _answer(self, route: Route, exchange: Exchange) -> None:
+        """Run a handler. Errors it lets through are answered here, unless its answer had begun."""
+        try:
+            handler = route.handlers.get(exchange.method)
+            if handler is None:
+                raise MethodNotAllowed(", ".join(route.handlers))
+            if self._is_draining():
+                raise Draining
+            await handler(exchange)
+        except GatewayError as error:
+            await exchange.send_error(error, route.error_body)
+        except Exception:  # noqa: BLE001 - the error boundary
+            logger.exception("unexpected_error", request_id=exchange.request_id, path=exchange.path)
+            await exchange.send_error(InternalError(), route.error_body)
+
+
+def _with_request_id(send: Send, request_id: str) -> Send:
+    value = request_id.encode()
+
+    async def send_with_id(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers: list[tuple[bytes, bytes]] = list(message.get("headers", ()))
+            present: set[bytes] = {name for name, _ in headers}
+            for name in (b"x-request-id", b"request-id"):
+                if name not in present:
+                    headers.append((name, value))
+            message = {**message, "headers": headers}
+        await send(message)
+
+    return send_with_id

@@ -1,0 +1,1 @@
+"""HTTP on the outside, services on the inside: nothing here decides."""

@@ -1,0 +1,87 @@
+"""What an answer says in its headers about the call: limits, routing, money."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from app.domain.call import Meter
+from app.domain.limits import ClaimState, LimitKind
+from app.domain.money import nano_to_usd
+
+Headers = list[tuple[bytes, bytes]]
+
+RATE_LIMIT_NAMES = {
+    LimitKind.REQUESTS: (
+        b"x-ratelimit-limit-requests",
+        b"x-ratelimit-remaining-requests",
+        b"x-ratelimit-reset-requests",
+    ),
+    LimitKind.TOKENS: (b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens"),
+}
+
+
+def call_headers(meter: Meter) -> Headers:
+    """The headers of an answer that has begun. The cost is among them once it is known (unary answers)."""
+    headers: Headers = []
+    for kind, names in RATE_LIMIT_NAMES.items():
+        state = _tightest(meter.limits, kind)
+        if state is not None:
+            headers.append((names[0], b"%d" % state.claim.limit.limit))
+            headers.append((names[1], b"%d" % max(0, state.remaining)))
+            headers.append((names[2], duration(state.reset_ms)))
+    if meter.model is not None:
+        headers.append((b"x-gateway-model", _latin(meter.model.name)))
+    if meter.endpoint is not None:
+        headers.append((b"x-gateway-endpoint", meter.endpoint.id.encode()))
+    headers.append((b"x-gateway-attempts", b"%d" % len(meter.attempts)))
+    headers.append((b"x-litellm-call-id", meter.request_id.encode()))
+    if meter.cost is not None:
+        cost = nano_to_usd(meter.cost.nanousd).encode()
+        headers.append((b"x-gateway-cost-usd", cost))
+        headers.append((b"x-litellm-response-cost", cost))
+    headers.extend(_budget_headers(meter))
+    return headers
+
+
+def duration(ms: int) -> bytes:
+    """A duration as OpenAI writes it: `850ms`, `1.25s`, `6m0s`."""
+    if ms < 1000:
+        return b"%dms" % ms
+    minutes, rest_ms = divmod(ms, 60_000)
+    seconds = f"{rest_ms / 1000:.3f}".rstrip("0").rstrip(".")
+    return f"{minutes}m{seconds}s".encode() if minutes else f"{seconds}s".encode()
+
+
+def _budget_headers(meter: Meter) -> Headers:
+    """What is left of the tightest hard budget after this call, and a warning past a soft one."""
+    headers: Headers = []
+    settled = meter.cost.nanousd if meter.cost else None
+    left = []
+    for state in meter.budgets:
+        remaining = state.remaining_nanousd
+        charge = state.claim.amount_nanousd if settled is None else settled
+        if remaining is not None:
+            left.append(max(0, remaining - charge))
+        soft = state.claim.budget.soft_limit_nanousd
+        if soft is not None and state.spent_nanousd + charge > soft:
+            warning = f"{state.claim.scope} {state.claim.budget.period} soft limit {nano_to_usd(soft)} USD passed"
+            headers.append((b"x-gateway-budget-warning", warning.encode()))
+    if left:
+        headers.append((b"x-gateway-budget-remaining-usd", nano_to_usd(min(left)).encode()))
+    return headers
+
+
+def _tightest(states: tuple[ClaimState, ...], kind: LimitKind) -> ClaimState | None:
+    """The limit of this kind that will be used up first."""
+    found = None
+    for state in states:
+        if state.claim.limit.kind is kind and (found is None or state.remaining < found.remaining):
+            found = state
+    return found
+
+
+def _latin(text: str) -> bytes:
+    """A model's name as a header value: what a header cannot hold is percent-encoded."""
+    if text.isascii() and text.isprintable():
+        return text.encode()
+    return quote(text).encode()

@@ -1,0 +1,129 @@
+"""The data plane: what applications call. Plain ASGI handlers; `data_plane_openapi` shows them in `/docs`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import msgspec
+
+from app.container import Container
+from app.dialects.base import Dialect
+from app.dialects.openai_chat import OpenAIChat
+from app.domain.call import Call, Meter
+from app.domain.catalog import Model
+from app.domain.identity import Identity
+from app.domain.ids import time_of, unix_ms_of
+from app.domain.record import CallRecord
+from app.exceptions import InvalidRequest, ModelNotFound, NotFound
+from app.middleware.exchange import Exchange
+from app.middleware.gateway import Route
+from app.models.usage_schemas import ExplainedCallView
+from app.routers.streaming import CallResponse
+
+JSON = [(b"content-type", b"application/json")]
+RECORD_WAIT_S = 2.0
+"""A record reaches the ledger some 100 ms after its call; whoever asks sooner is made to wait rather than told "not found"."""
+RECORD_POLL_S = 0.05
+
+OPENAI_CHAT = OpenAIChat()
+
+_encode = msgspec.json.Encoder().encode
+
+
+class DataPlane:
+    def __init__(self, container: Container) -> None:
+        self._container = container
+
+    @property
+    def routes(self) -> Mapping[str, Route]:
+        """By path without its `/v1`."""
+        errors = OPENAI_CHAT.error_body
+        return {
+            "/chat/completions": Route({"POST": self.chat_completions}, errors),
+            "/models": Route({"GET": self.models, "HEAD": self.models}, errors),
+            "/": Route({"GET": self.root, "HEAD": self.root}, errors),
+        }
+
+    @property
+    def prefixes(self) -> tuple[Route, ...]:
+        errors = OPENAI_CHAT.error_body
+        return (
+            Route({"GET": self.model, "HEAD": self.model}, errors, prefix="/models/"),
+            Route({"GET": self.usage}, errors, prefix="/usage/"),
+        )
+
+    async def chat_completions(self, exchange: Exchange) -> None:
+        await self._call(exchange, OPENAI_CHAT)
+
+    async def models(self, exchange: Exchange) -> None:
+        identity = await self._identify(exchange)
+        visible = self._container.catalog.current.visible_to(identity)
+        await exchange.send(200, JSON, _encode({"object": "list", "data": [_model_view(model) for model in visible]}))
+
+    async def model(self, exchange: Exchange) -> None:
+        identity = await self._identify(exchange)
+        for model in self._container.catalog.current.visible_to(identity):
+            if exchange.argument == model.name or exchange.argument in model.aliases:
+                await exchange.send(200, JSON, _encode(_model_view(model)))
+                return
+        raise ModelNotFound(exchange.argument)
+
+    async def usage(self, exchange: Exchange) -> None:
+        """The caller's own record of one request. Somebody else's is not found, like one that never was."""
+        identity = await self._identify(exchange)
+        record = await self._record(exchange.argument)
+        if record is None or not _is_own(record, identity):
+            raise NotFound("There is no record of this request.")
+        content = await self._container.reports.content(record.request_id)
+        view = ExplainedCallView.explained(record, content)
+        await exchange.send(200, JSON, view.model_dump_json().encode())
+
+    async def root(self, exchange: Exchange) -> None:
+        await exchange.send(200, JSON, b'{"name":"Antigravity LLM Gateway","docs":"/docs","health":"/health"}')
+
+    async def _call(self, exchange: Exchange, dialect: Dialect) -> None:
+        """One call: who, what, then `services/chat.py`."""
+        container, settings = self._container, self._container.settings
+        started_s = container.clock.monotonic()
+        identity = await self._identify(exchange)
+        body = await exchange.read_body(
+            max_bytes=settings.max_request_bytes, timeout_s=settings.request_body_timeout_seconds
+        )
+        meter = _meter(exchange, identity, dialect.read(body), started_s)
+        await CallResponse(container.chat, dialect, container.catalog.current, meter).send(exchange)
+
+    async def _identify(self, exchange: Exchange) -> Identity:
+        exchange.read_headers()
+        return await self._container.identities.of_key(exchange.api_key(), address=exchange.address)
+
+    async def _record(self, request_id: str) -> CallRecord | None:
+        try:
+            age_s = self._container.clock.now().timestamp() - unix_ms_of(request_id) / 1000
+        except ValueError:
+            raise InvalidRequest("The request id is not one of this gateway.", param="request_id") from None
+        deadline_s = self._container.clock.monotonic() + (RECORD_WAIT_S if 0 <= age_s < 3600 else 0)
+        while True:
+            record = await self._container.reports.record(request_id)
+            if record is not None or self._container.clock.monotonic() >= deadline_s:
+                return record
+            await asyncio.sleep(RECORD_POLL_S)
+
+
+def _meter(exchange: Exchange, identity: Identity, call: Call, started_s: float) -> Meter:
+    return Meter(
+        request_id=exchange.request_id,
+        client_request_id=exchange.client_request_id,
+        identity=identity,
+        call=call,
+        created_at=time_of(exchange.request_id),
+        started_s=started_s,
+    )
+
+
+def _is_own(record: CallRecord, identity: Identity) -> bool:
+    return record.user_oid == identity.user.oid
+
+
+def _model_view(model: Model) -> dict[str, object]:
+    return {"id": model.name, "object": "model", "created": model.created_at_s, "owned_by": "antigravity"}

@@ -1,0 +1,176 @@
+"""What the admin API's routes share: the services they may use, who is calling, and what he may do.
+
+Every route stands in `RIGHTS`; one that does not cannot be made. Its right is checked before the body is read: FastAPI would
+parse a body first and only then ask who sent it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, Final, Protocol, cast
+
+from fastapi import APIRouter, Depends, Query, Request, Security
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Message
+
+from app.clock import Clock
+from app.config import Settings
+from app.domain.access import Actor, Right
+from app.exceptions import (
+    AmbiguousCredentials,
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    PayloadTooLarge,
+    RequestTimeout,
+    UnsupportedMediaType,
+)
+from app.routers.rights import PREFIX, RIGHTS
+from app.services.admin_access import AdminAccess
+from app.services.management import Management
+from app.storage.management_ports import AuditEntry, AuditStore, ListQuery
+from app.storage.ports import ReportStore, UsageStore
+
+ADMIN_BODY_BYTES: Final = 1024 * 1024
+"""Far more than the largest object an administrator can send."""
+
+
+class AdminServices(Protocol):
+    """What these routes use of the container."""
+
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def clock(self) -> Clock: ...
+    @property
+    def management(self) -> Management: ...
+    @property
+    def admin_access(self) -> AdminAccess: ...
+    @property
+    def audit(self) -> AuditStore: ...
+    @property
+    def reports(self) -> ReportStore: ...
+    @property
+    def usage(self) -> UsageStore: ...
+    @property
+    def endpoint_state(self) -> Callable[[str], str]:
+        """The breaker's state of an endpoint: closed, open or half_open."""
+        ...
+
+
+class AdminRoute(APIRoute):
+    """A route that knows who calls before it reads what is sent."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+        rights = {RIGHTS[f"{method} {self.path.removeprefix(PREFIX)}"] for method in self.methods or ()}
+        (right,) = rights
+
+        async def guarded(request: Request) -> Response:
+            services = services_of(request)
+            actor = await _identified(request, services)
+            try:
+                if not actor.may(right):
+                    raise Forbidden
+                request.state.actor = actor
+                _require_readable(request)
+                response = await handle(await _with_body(request, services.settings.request_body_timeout_seconds))
+            except Forbidden:
+                await _audit_refusal(services, actor, f"{request.method} {request.url.path}"[:500])
+                raise
+            response.headers.setdefault("cache-control", "no-store")
+            return response
+
+        return guarded
+
+
+def admin_router(resource: str, tag: str) -> APIRouter:
+    """A router of the admin API. Security is named for the documentation; `AdminRoute` is what enforces it."""
+    documented = Security(HTTPBearer(auto_error=False, description="ADMIN_TOKEN or an administrator's own token."))
+    return APIRouter(
+        prefix=f"{PREFIX}/{resource}",
+        tags=[tag],
+        route_class=AdminRoute,
+        dependencies=[documented],
+    )
+
+
+def services_of(request: Request) -> AdminServices:
+    return cast(AdminServices, request.app.state.container)
+
+
+def actor_of(request: Request) -> Actor:
+    return cast(Actor, request.state.actor)
+
+
+def list_query(
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=600)] = None,
+    search: Annotated[str | None, Query(max_length=200, description="Looked for anywhere in names and ids.")] = None,
+    status: Annotated[str | None, Query(max_length=50)] = None,
+    user_oid: Annotated[str | None, Query(max_length=200)] = None,
+    model: Annotated[str | None, Query(max_length=200)] = None,
+) -> ListQuery:
+    return ListQuery(limit, cursor, search, status, user_oid, model)
+
+
+Services = Annotated[AdminServices, Depends(services_of)]
+Caller = Annotated[Actor, Depends(actor_of)]
+Listing = Annotated[ListQuery, Depends(list_query)]
+Force = Annotated[bool, Query(description="Also when something uses it.")]
+
+
+def require_budgets_only(actor: Actor, named: set[str]) -> None:
+    """Whoever may only bill may change an object's budgets and nothing else of it."""
+    if not actor.may(Right.CONFIGURE) and not named <= {"budgets"}:
+        raise Forbidden("This role may change nothing here but 'budgets'.")
+
+
+async def _identified(request: Request, services: AdminServices) -> Actor:
+    given = request.headers.getlist("authorization")
+    if len(given) > 1:
+        raise AmbiguousCredentials
+    address = request.client.host if request.client else None
+    return await services.admin_access.identify(given[0] if given else None, address=address)
+
+
+def _require_readable(request: Request) -> None:
+    """A body must call itself JSON, and nothing in the URL may hold what no text of ours holds."""
+    if any("\x00" in str(value) for value in request.path_params.values()):
+        raise NotFound
+    for name, value in request.query_params.multi_items():
+        if "\x00" in name or "\x00" in value:
+            raise InvalidRequest("The query holds a NUL character.", param=name.replace("\x00", "")[:100])
+    has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if has_body and (media != "application/json" or encoding != "identity"):
+        raise UnsupportedMediaType
+
+
+async def _with_body(request: Request, timeout_s: float) -> Request:
+    """The request with its body read, up to a cap and within a deadline, so that both are refused in our own words."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for part in request.stream():
+                body += part
+                if len(body) > ADMIN_BODY_BYTES:
+                    raise PayloadTooLarge(ADMIN_BODY_BYTES)
+    except (TimeoutError, ClientDisconnect):
+        raise RequestTimeout from None
+    message: Message = {"type": "http.request", "body": bytes(body), "more_body": False}
+
+    async def receive() -> Message:
+        return message
+
+    return Request(request.scope, receive)
+
+
+async def _audit_refusal(services: AdminServices, actor: Actor, what: str) -> None:
+    entry = AuditEntry(services.clock.now(), actor, "access.refused", "route", what)
+    await services.audit.append(entry)

@@ -1,0 +1,318 @@
+"""The admin API's models and endpoints, and what it shows: usage, the audit trail, health, settings."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, date, datetime, timedelta
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Body, Depends, Query
+from pydantic import BaseModel, Field, SecretStr
+from starlette.responses import StreamingResponse
+
+from app.config import Settings
+from app.domain.record import CallRecord
+from app.exceptions import InvalidRequest, NotFound
+from app.models.schemas import (
+    AuditVerdictView,
+    AuditView,
+    Drain,
+    EndpointCreate,
+    EndpointPatch,
+    EndpointView,
+    ModelCreate,
+    ModelPatch,
+    ModelView,
+    Moment,
+    PageView,
+)
+from app.models.usage_schemas import EXPORT_COLUMNS, CallView, ExplainedCallView, SummaryView, csv_line
+from app.routers.deps import AdminServices, Caller, Force, Listing, Services, admin_router, require_budgets_only
+from app.storage.management_ports import AuditQuery, EndpointRow, ListQuery
+from app.storage.ports import LogFilter
+from app.storage.sql_rows import is_uuid
+
+models = admin_router("models", "Models")
+endpoints = admin_router("endpoints", "Endpoints")
+usage = admin_router("usage", "Usage")
+audit = admin_router("audit", "Audit")
+health = admin_router("health", "Health")
+settings = admin_router("settings", "Settings")
+routers: tuple[APIRouter, ...] = (models, endpoints, usage, audit, health, settings)
+
+SUMMARY_DAYS = 30
+"""How far back a summary goes when no `from` is given."""
+
+
+# ── Models ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@models.get("")
+async def list_models(services: Services, query: Listing) -> PageView[ModelView]:
+    page = await services.management.models.page(query)
+    return PageView(items=[ModelView.of(row) for row in page.items], next_cursor=page.next_cursor)
+
+
+@models.post("", status_code=201)
+async def create_model(services: Services, actor: Caller, body: ModelCreate) -> ModelView:
+    return ModelView.of(await services.management.models.create(actor, body.spec()))
+
+
+@models.get("/{name:path}")
+async def get_model(services: Services, name: str) -> ModelView:
+    return ModelView.of(await services.management.models.get(name))
+
+
+@models.patch("/{name:path}")
+async def patch_model(services: Services, actor: Caller, name: str, body: ModelPatch) -> ModelView:
+    """Change what is named. A new price begins a new row of the history; past records keep theirs."""
+    require_budgets_only(actor, body.model_fields_set)
+    return ModelView.of(await services.management.models.patch(actor, name, body.changes()))
+
+
+@models.delete("/{name:path}", status_code=204)
+async def delete_model(services: Services, actor: Caller, name: str, force: Force = False) -> None:
+    """Delete the model. Refused (`in_use`) while it has endpoints or is another model's fallback, unless forced."""
+    await services.management.models.delete(actor, name, force=force)
+
+
+# ── Endpoints ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _view(services: AdminServices, row: EndpointRow) -> EndpointView:
+    return EndpointView.of(row, services.endpoint_state(row.id))
+
+
+@endpoints.get("")
+async def list_endpoints(services: Services, query: Listing) -> PageView[EndpointView]:
+    page = await services.management.endpoints.page(query)
+    return PageView(items=[_view(services, row) for row in page.items], next_cursor=page.next_cursor)
+
+
+@endpoints.post("", status_code=201)
+async def create_endpoint(services: Services, actor: Caller, body: EndpointCreate) -> EndpointView:
+    """Register an upstream of a model. Its credential is stored encrypted and never shown again."""
+    return _view(services, await services.management.endpoints.create(actor, body.spec(), body.credential()))
+
+
+@endpoints.get("/{endpoint_id}")
+async def get_endpoint(services: Services, endpoint_id: str) -> EndpointView:
+    return _view(services, await services.management.endpoints.get(endpoint_id))
+
+
+@endpoints.patch("/{endpoint_id}")
+async def patch_endpoint(services: Services, actor: Caller, endpoint_id: str, body: EndpointPatch) -> EndpointView:
+    """Change what is named. Another host in `api_base` needs the `api_key` again."""
+    commands = services.management.endpoints
+    return _view(services, await commands.patch(actor, endpoint_id, body.changes(), body.credential()))
+
+
+@endpoints.delete("/{endpoint_id}", status_code=204)
+async def delete_endpoint(services: Services, actor: Caller, endpoint_id: str, force: Force = False) -> None:
+    """Delete the endpoint. Refused (`in_use`) when it is its model's last, unless forced."""
+    await services.management.endpoints.delete(actor, endpoint_id, force=force)
+
+
+@endpoints.post("/{endpoint_id}/drain")
+async def drain_endpoint(
+    services: Services, actor: Caller, endpoint_id: str, body: Annotated[Drain | None, Body()] = None
+) -> EndpointView:
+    """Send it no new calls; those in flight finish. `{"draining": false}` undoes it."""
+    draining = (body or Drain()).draining
+    return _view(services, await services.management.endpoints.drain(actor, endpoint_id, draining=draining))
+
+
+# ── Usage ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def log_filter(
+    search: Annotated[str | None, Query(max_length=200, description="A request id, or a user's oid.")] = None,
+    request_id: Annotated[str | None, Query(max_length=200)] = None,
+    user_oid: Annotated[str | None, Query(max_length=200)] = None,
+    key_id: Annotated[str | None, Query(max_length=200)] = None,
+    app_id: Annotated[str | None, Query(max_length=200)] = None,
+    model: Annotated[str | None, Query(max_length=200, description="As it was asked for.")] = None,
+    outcome: Annotated[str | None, Query(max_length=50)] = None,
+    http_status: Annotated[int | None, Query(ge=100, le=599)] = None,
+    since: Annotated[Moment | None, Query(alias="from")] = None,
+    until: Annotated[Moment | None, Query(alias="to")] = None,
+) -> LogFilter:
+    if search and is_uuid(search):
+        request_id = request_id or search
+    elif search:
+        user_oid = user_oid or search
+    return LogFilter(request_id, user_oid, key_id, app_id, model, outcome, http_status, since, until)
+
+
+Filtered = Annotated[LogFilter, Depends(log_filter)]
+Limit = Annotated[int, Query(ge=1, le=200)]
+Cursor = Annotated[str | None, Query(max_length=600)]
+
+
+@usage.get("/logs")
+async def list_calls(
+    services: Services, wanted: Filtered, limit: Limit = 50, cursor: Cursor = None
+) -> PageView[CallView]:
+    """Calls, newest first; those that were refused are among them."""
+    page = await services.reports.log_page(wanted, limit=limit, cursor=cursor)
+    return PageView(items=[CallView.of(record) for record in page.items], next_cursor=page.next_cursor)
+
+
+@usage.get("/logs/{request_id}")
+async def explain_call(services: Services, request_id: str) -> ExplainedCallView:
+    """One call: its attempts, the endpoints considered, limits and budgets, the price and the arithmetic, its content."""
+    record = await services.reports.record(request_id)
+    if record is None:
+        raise NotFound("There is no record of this request.")
+    return ExplainedCallView.explained(record, await services.reports.content(request_id))
+
+
+@usage.get("/summary")
+async def summarize(
+    services: Services,
+    group_by: Literal["key", "user", "app", "model", "endpoint", "hour", "day"] = "model",
+    since: Annotated[str | None, Query(alias="from", max_length=40, examples=["2026-11-01"])] = None,
+    until: Annotated[str | None, Query(alias="to", max_length=40, examples=["2026-11-30"])] = None,
+) -> SummaryView:
+    """Sums of whole hours in UTC. `from` and `to` are days (the last one included) or RFC 3339 times."""
+    now = services.clock.now()
+    begins = _day_or_moment(since, "from") or now - timedelta(days=SUMMARY_DAYS)
+    ends = _day_or_moment(until, "to") or now
+    return SummaryView.of(group_by, await services.reports.summary(group_by=group_by, since=begins, until=ends))
+
+
+def _day_or_moment(text: str | None, param: str) -> date | datetime | None:
+    if text is None:
+        return None
+    try:
+        if len(text) == len("2026-11-01"):
+            return date.fromisoformat(text)
+        # A "+" that was not escaped arrives as a space.
+        moment = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)
+    except ValueError:
+        raise InvalidRequest(f"'{param}' is neither a day (2026-11-01) nor an RFC 3339 time.", param=param) from None
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
+@usage.get("/export", response_class=StreamingResponse)
+async def export_calls(
+    services: Services,
+    wanted: Filtered,
+    format: Literal["csv", "ndjson"] = "csv",  # the contract's name
+) -> StreamingResponse:
+    """Every call that matches, newest first, streamed."""
+    records = services.reports.export(wanted)
+    first = await anext(records, None)  # so that a database that is away is a 503 and not half a file
+    lines = _csv_lines(first, records) if format == "csv" else _json_lines(first, records)
+    media = "text/csv; charset=utf-8" if format == "csv" else "application/x-ndjson"
+    headers = {"content-disposition": f'attachment; filename="usage.{format}"'}
+    return StreamingResponse(lines, media_type=media, headers=headers)
+
+
+async def _csv_lines(first: CallRecord | None, rest: AsyncIterator[CallRecord]) -> AsyncIterator[bytes]:
+    yield csv_line(list(EXPORT_COLUMNS))
+    async for record in _all(first, rest):
+        view = CallView.of(record).model_dump(mode="json")
+        yield csv_line([view[name] for name in EXPORT_COLUMNS])
+
+
+async def _json_lines(first: CallRecord | None, rest: AsyncIterator[CallRecord]) -> AsyncIterator[bytes]:
+    async for record in _all(first, rest):
+        yield CallView.of(record).model_dump_json().encode() + b"\n"
+
+
+async def _all(first: CallRecord | None, rest: AsyncIterator[CallRecord]) -> AsyncIterator[CallRecord]:
+    if first is not None:
+        yield first
+        async for record in rest:
+            yield record
+
+
+# ── The trail ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@audit.get("")
+async def list_audit(
+    services: Services,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+    actor: Annotated[str | None, Query(max_length=200)] = None,
+    action: Annotated[str | None, Query(max_length=100, examples=["key.create"])] = None,
+    object_kind: Annotated[str | None, Query(max_length=100)] = None,
+    object_id: Annotated[str | None, Query(max_length=500)] = None,
+) -> PageView[AuditView]:
+    """Who changed what, when and from where, newest first. Refused attempts are in it (`access.refused`)."""
+    page = await services.audit.page(AuditQuery(limit, cursor, actor, action, object_kind, object_id))
+    return PageView(items=[AuditView.of(row) for row in page.items], next_cursor=page.next_cursor)
+
+
+@audit.get("/verify")
+async def verify_audit(services: Services) -> AuditVerdictView:
+    """Recompute the whole chain. An edited, removed or swapped row shows as the first invalid one."""
+    found = await services.audit.verify()
+    first = None if found.first_invalid_id is None else str(found.first_invalid_id)
+    return AuditVerdictView(verified=found.verified, valid=found.is_valid, first_invalid_id=first)
+
+
+# ── Health and settings ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class EndpointHealth(BaseModel):
+    id: str
+    model: str
+    provider: str
+    upstream_model: str
+    state: str
+
+
+class EndpointsHealth(BaseModel):
+    endpoints: list[EndpointHealth]
+
+
+@health.get("")
+async def endpoint_health(services: Services) -> EndpointsHealth:
+    """Every endpoint with the state of its breaker, as this process sees it."""
+    found: list[EndpointHealth] = []
+    cursor: str | None = None
+    while True:
+        page = await services.management.endpoints.page(ListQuery(limit=200, cursor=cursor))
+        for view in (_view(services, row) for row in page.items):
+            found.append(EndpointHealth(**view.model_dump(include=set(EndpointHealth.model_fields))))
+        cursor = page.next_cursor
+        if cursor is None:
+            return EndpointsHealth(endpoints=found)
+
+
+class SettingView(BaseModel):
+    name: str = Field(examples=["RATE_LIMIT_REQUESTS_PER_MINUTE"])
+    value: Any = Field(description="Secrets and the stores' URLs show only whether they are set.")
+    is_default: bool
+
+
+class SettingsView(BaseModel):
+    items: list[SettingView]
+
+
+_HIDDEN = frozenset({"database_url", "redis_url"})
+"""Not secrets by type, but they hold passwords."""
+
+
+@settings.get("")
+async def list_settings(services: Services) -> SettingsView:
+    """The settings this process runs on. They come from the environment and are changed there."""
+    return SettingsView(items=[_setting(services.settings, name) for name in Settings.model_fields])
+
+
+def _setting(current: Settings, name: str) -> SettingView:
+    value = getattr(current, name)
+    if isinstance(value, SecretStr):
+        shown: object = "set" if value.get_secret_value() else None
+    elif name in _HIDDEN:
+        shown = "set" if value else None
+    elif isinstance(value, int | float | bool) or value is None:
+        shown = value
+    elif isinstance(value, tuple):
+        shown = [str(each) for each in value]
+    else:
+        shown = str(value)
+    return SettingView(name=name.upper(), value=shown, is_default=value == Settings.model_fields[name].default)

@@ -1,0 +1,73 @@
+"""What each route of the admin API asks of its caller, in one table."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from starlette.routing import compile_path
+
+from app.domain.access import Right
+
+PREFIX: Final = "/admin/api"
+
+RIGHTS: Final[dict[str, Right]] = {
+    "GET /users": Right.READ,
+    "POST /users": Right.BILL,
+    "POST /users/sync/bulk-expiry": Right.BILL,
+    "POST /users/{user_oid:path}/sync-expiry": Right.BILL,
+    "GET /users/{user_oid:path}": Right.READ,
+    "PATCH /users/{user_oid:path}": Right.BILL,
+    "DELETE /users/{user_oid:path}": Right.BILL,
+    "GET /keys": Right.READ,
+    "POST /keys": Right.CONFIGURE,
+    "GET /keys/{key_id}": Right.READ,
+    "PATCH /keys/{key_id}": Right.BUDGET,
+    "DELETE /keys/{key_id}": Right.CONFIGURE,
+    "POST /keys/{key_id}/rotate": Right.CONFIGURE,
+    "POST /keys/{key_id}/revoke": Right.CONFIGURE,
+    "GET /keys/{key_id}/usage": Right.READ,
+    "GET /apps": Right.READ,
+    "POST /apps": Right.CONFIGURE,
+    "GET /apps/{app_id}": Right.READ,
+    "PATCH /apps/{app_id}": Right.BUDGET,
+    "DELETE /apps/{app_id}": Right.CONFIGURE,
+    "POST /apps/{app_id}/rotate-secret": Right.CONFIGURE,
+    "GET /models": Right.READ,
+    "POST /models": Right.CONFIGURE,
+    "GET /models/{name:path}": Right.READ,
+    "PATCH /models/{name:path}": Right.BUDGET,
+    "DELETE /models/{name:path}": Right.CONFIGURE,
+    "GET /endpoints": Right.READ,
+    "POST /endpoints": Right.CONFIGURE,
+    "GET /endpoints/{endpoint_id}": Right.READ,
+    "PATCH /endpoints/{endpoint_id}": Right.CONFIGURE,
+    "DELETE /endpoints/{endpoint_id}": Right.CONFIGURE,
+    "POST /endpoints/{endpoint_id}/drain": Right.CONFIGURE,
+    "GET /admins": Right.READ,
+    "POST /admins": Right.CONFIGURE,
+    "GET /admins/{admin_id}": Right.READ,
+    "PATCH /admins/{admin_id}": Right.CONFIGURE,
+    "DELETE /admins/{admin_id}": Right.CONFIGURE,
+    "POST /admins/{admin_id}/revoke": Right.CONFIGURE,
+    "GET /usage/summary": Right.READ,
+    "GET /usage/logs": Right.READ,
+    "GET /usage/logs/{request_id}": Right.READ,
+    "GET /usage/export": Right.READ,
+    "GET /audit": Right.READ,
+    "GET /audit/verify": Right.READ,
+    "GET /health": Right.READ,
+    "GET /settings": Right.READ,
+}
+"""What each route asks of its caller. Default deny: an unlisted route fails at import."""
+
+
+def methods_of(path: str) -> list[str]:
+    """The methods that a path of the admin API answers to; empty for a path that is none of its own."""
+    inner = path.removeprefix(PREFIX)
+    found = {method for method, pattern in _PATTERNS if pattern.match(inner)} if inner != path else set()
+    return sorted(found)
+
+
+_PATTERNS: Final = [
+    (method, compile_path(template)[0]) for method, _, template in (route.partition(" ") for route in RIGHTS)
+]

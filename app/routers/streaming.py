@@ -1,0 +1,129 @@
+"""The sending of one call's answer, with the call as its context: the call lives exactly as long as the sending.
+
+1. `CallResponse` enters the call, which waits until an answer has begun; only then is a status sent, so failures before that keep
+   their true one.
+2. A watcher waits for the client to hang up. When it does, the call is cancelled: the upstream is closed, what passed is billed.
+3. The last bytes are held back until the call was left. Whoever has his whole answer finds his slot free and his money settled:
+   a client that calls again at once is never refused because of the call it has just finished.
+4. A stream that breaks after it had begun ends with one error event, also after the settlement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.types import Receive
+
+from app.dialects.base import Dialect
+from app.domain.call import Meter
+from app.domain.catalog import Catalog
+from app.exceptions import AttemptFailed
+from app.middleware.exchange import Exchange
+from app.routers.call_headers import call_headers
+from app.services.budget import bill
+from app.services.chat import Chat
+
+KEEP_ALIVE_S = 15.0
+"""An idle stream is given a comment this often, well under the minute after which most proxies cut a silent connection."""
+KEEP_ALIVE = b": keep-alive\n\n"
+DONE = b"data: [DONE]\n\n"
+
+STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class ClientLeft(Exception):
+    """The client hung up; nobody is left to be told."""
+
+
+class CallResponse:
+    def __init__(self, chat: Chat, dialect: Dialect, catalog: Catalog, meter: Meter) -> None:
+        self._chat = chat
+        self._dialect = dialect
+        self._catalog = catalog
+        self._meter = meter
+
+    async def send(self, exchange: Exchange) -> None:
+        """Make the call and send its answer. Raises: GatewayError while no answer has begun."""
+        last = b""
+        headers: list[tuple[bytes, bytes]] = []
+        try:
+            async with (
+                watched(exchange, self._meter),
+                self._chat.opened(self._meter, self._dialect, self._catalog) as answer,
+            ):
+                if answer.chunks is None:
+                    bill(self._meter)  # the cost goes into the headers
+                    headers = [(b"content-type", b"application/json"), *call_headers(self._meter)]
+                    last = answer.body
+                else:
+                    await exchange.start(200, [*STREAM_HEADERS, *call_headers(self._meter)])
+                    last = await self._send_stream(exchange, answer.body, answer.chunks)
+        except ClientLeft:
+            return
+        except AttemptFailed as failure:
+            await exchange.send_last(self._dialect.error_event(failure.error, exchange.request_id))
+            return
+        if exchange.started:
+            await exchange.send_last(last)
+        else:
+            await exchange.send(200, headers, last)
+
+    async def _send_stream(self, exchange: Exchange, first: bytes, chunks: AsyncIterator[bytes]) -> bytes:
+        """Send what comes as it comes; return the bytes that end the stream, which are sent once the call was left."""
+        last = await self._passed_on(exchange, first)
+        async for chunk in chunks:
+            last = await self._passed_on(exchange, chunk)
+        return last
+
+    async def _passed_on(self, exchange: Exchange, chunk: bytes) -> bytes:
+        if chunk.endswith(DONE):
+            return chunk
+        if chunk:
+            await exchange.send_part(chunk)
+        return b""
+
+
+@asynccontextmanager
+async def watched(exchange: Exchange, meter: Meter) -> AsyncIterator[None]:
+    """Cancel the body of this context when the client hangs up, and turn that cancellation into ClientLeft."""
+    call = asyncio.current_task()
+    if call is None:
+        raise RuntimeError("a call is made inside a task")
+
+    async def watch() -> None:
+        await _until_hung_up(exchange)
+        meter.has_client_left = True
+        call.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if meter.has_client_left and call.uncancel() == 0:
+            raise ClientLeft from None
+        raise
+    finally:
+        watcher.cancel()
+        # The watcher is ours: it has ended before this context is left. It ends at once, it only waits.
+        await asyncio.wait([watcher])
+
+
+async def _until_hung_up(exchange: Exchange) -> None:
+    """Return when the client is gone; meanwhile keep a stream that stays silent alive with comments."""
+    receive: Receive = exchange.receive
+    while True:
+        try:
+            async with asyncio.timeout(KEEP_ALIVE_S):
+                message = await receive()
+        except TimeoutError:
+            if exchange.has_been_silent():
+                await exchange.send_part(KEEP_ALIVE)
+            continue
+        if message["type"] == "http.disconnect":
+            return

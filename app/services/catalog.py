@@ -1,0 +1,95 @@
+"""This process's view of the configuration: one immutable catalog, swapped whole when a newer revision can be loaded.
+
+A change is told by a message and, should that be lost, found by asking for the revision once a second. What a change touched is
+dropped from memory before the new revision counts as seen. A catalog that cannot be loaded leaves the old one in place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from app.domain.catalog import EMPTY, Catalog
+from app.exceptions import DependencyUnavailable
+from app.services.identities import Identities
+from app.storage.ports import CatalogStore
+from app.telemetry import logger
+
+POLL_S = 1.0
+
+
+class CatalogFollower:
+    def __init__(
+        self, *, store: CatalogStore, identities: Identities, on_swap: Callable[[Catalog], None] = lambda _: None
+    ) -> None:
+        self._store = store
+        self._identities = identities
+        self._on_swap = on_swap
+        self._wakeup = asyncio.Event()
+        self._seen = 0
+        self._refreshing = asyncio.Lock()
+        self.current: Catalog = EMPTY
+        self.loaded = asyncio.Event()
+
+    @property
+    def is_loaded(self) -> bool:
+        return self.loaded.is_set()
+
+    def poke(self) -> None:
+        """A message says that something changed."""
+        self._wakeup.set()
+
+    async def load(self) -> None:
+        """Load the catalog as it stands. Raises: DependencyUnavailable."""
+        catalog = await self._store.load()
+        self._identities.forget_all()
+        self._swap(catalog)
+        self._seen = catalog.revision
+        self.loaded.set()
+
+    async def catch_up(self, revision: int) -> None:
+        """Take over a change that this process made itself, before its answer is sent. Raises: DependencyUnavailable."""
+        if self.is_loaded and self._seen < revision:
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        """Take over what changed since the last look. Raises: DependencyUnavailable."""
+        async with self._refreshing:
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        if not self.is_loaded:
+            await self.load()
+            return
+        changes = await self._store.changes_since(self._seen)
+        if not changes:
+            return
+        for change in changes:
+            self._identities.forget(change.kind, change.ref)
+        if any(change.kind == "catalog" for change in changes):
+            self._swap(await self._store.load())
+        self._seen = max(change.revision for change in changes)
+
+    async def follow(self) -> None:
+        """Refresh on every message and at least every `POLL_S`, for ever."""
+        is_behind = False
+        while True:
+            try:
+                self._wakeup.clear()
+                await self.refresh()
+                if is_behind:
+                    logger.info("configuration_followed_again", revision=self._seen)
+                is_behind = False
+            except DependencyUnavailable:
+                if not is_behind:
+                    logger.warning("configuration_not_followed", revision=self._seen)
+                is_behind = True
+            try:
+                async with asyncio.timeout(POLL_S):
+                    await self._wakeup.wait()
+            except TimeoutError:
+                pass
+
+    def _swap(self, catalog: Catalog) -> None:
+        self.current = catalog
+        self._on_swap(catalog)

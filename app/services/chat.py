@@ -1,0 +1,42 @@
+"""THE HOT PATH: one call is one `with`. Read this file first.
+
+However a call ends (answer, refusal, upstream failure, disconnect, shutdown, cancellation), it leaves these contexts in the same
+order: the upstream is closed, the money settled, the record written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from app.dialects.base import Dialect
+from app.domain.call import Meter
+from app.domain.catalog import Catalog
+from app.providers.base import Answer
+from app.services import context_validation
+from app.services.admission import Admission
+from app.services.failover import Failover
+from app.services.usage_log import UsageLog
+
+
+class Chat:
+    def __init__(self, *, usage_log: UsageLog, admission: Admission, failover: Failover) -> None:
+        self.usage_log = usage_log
+        self.admission = admission
+        self.failover = failover
+
+    @asynccontextmanager
+    async def opened(self, meter: Meter, dialect: Dialect, catalog: Catalog) -> AsyncIterator[Answer]:
+        """Make one call. Inside the context the answer has begun; its stream, if it is one, is still under way.
+
+        Raises: GatewayError before the answer has begun, AttemptFailed when a stream breaks after it has.
+        """
+        call, identity = meter.call, meter.identity
+        async with self.usage_log.logged(meter):  # one record, whatever happens next
+            model = catalog.model_for(identity, call.model)  # 403, 404
+            meter.estimate = context_validation.estimate(call, model)  # 400
+            async with (
+                self.admission.admitted(model, meter),  # 402, 429: all or nothing; settles on the way out
+                self.failover.opened(dialect, model, meter) as answer,  # 502, 503, 504: until one endpoint begins
+            ):
+                yield answer

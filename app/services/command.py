@@ -1,0 +1,89 @@
+"""The frame of every admin command: one transaction, one audit row, announced after the commit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import uuid4
+
+import msgspec
+
+from app.clock import Clock
+from app.domain.access import Actor
+from app.exceptions import NotFound
+from app.storage.management_ports import AuditEntry, ManagementReader, ManagementStore, ManagementTransaction
+from app.telemetry import logger
+
+Publish = Callable[[int, str, str], Awaitable[None]]
+"""Tell the other processes: the revision, the kind of object (user, key, app, admin, catalog) and its id."""
+
+PUBLISH_TIMEOUT_S = 1.0
+"""The change is committed already and every process polls once a second: waiting longer would gain nothing."""
+
+
+@dataclass(slots=True)
+class Command:
+    """One command while its transaction is open."""
+
+    tx: ManagementTransaction
+    actor: Actor
+    now: datetime
+    announced: list[tuple[int, str, str]] = field(default_factory=list)
+
+    async def audit(self, action: str, object_id: str, *, before: object = None, after: object = None) -> None:
+        """Write the command's audit row. `action` is "kind.verb"; `before` and `after` are specs or plain values."""
+        kind = action.partition(".")[0]
+        await self.tx.append_audit(
+            AuditEntry(self.now, self.actor, action, kind, object_id, snapshot(before), snapshot(after))
+        )
+
+    async def announce(self, kind: str, ref: str) -> None:
+        self.announced.append((await self.tx.raise_revision(kind, ref), kind, ref))
+
+
+@dataclass(frozen=True, slots=True)
+class Commands:
+    """Opens commands. One per process."""
+
+    store: ManagementStore
+    clock: Clock
+    publish: Publish
+
+    @asynccontextmanager
+    async def opened(self, actor: Actor) -> AsyncIterator[Command]:
+        async with self.store.command() as tx:
+            command = Command(tx, actor, self.clock.now())
+            yield command
+        await self._publish(command)
+
+    def reading(self) -> AbstractAsyncContextManager[ManagementReader]:
+        return self.store.reading()
+
+    async def _publish(self, command: Command) -> None:
+        """A message that cannot be sent is not a command that failed: what it announces is committed."""
+        try:
+            async with asyncio.timeout(PUBLISH_TIMEOUT_S):
+                for revision, kind, ref in command.announced:
+                    await self.publish(revision, kind, ref)
+        except Exception:  # noqa: BLE001 - whatever the messenger raises, the change stands and polling brings it
+            logger.warning("change_not_published", revisions=[revision for revision, _, _ in command.announced])
+
+
+def snapshot(value: object) -> object:
+    """A spec as plain JSON values, for the audit trail. Money stays an integer, in the unit that its name says."""
+    return None if value is None else msgspec.to_builtins(value, str_keys=True)
+
+
+def missing(what: str, param: str) -> NotFound:
+    """The refusal for an object that is not there; `param` is the field or path segment that named it."""
+    error = NotFound(f"There is no such {what}.")
+    error.param = param
+    return error
+
+
+def new_id() -> str:
+    """An id of a row: random, so that it says nothing about how many there are."""
+    return str(uuid4())

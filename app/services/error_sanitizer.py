@@ -1,0 +1,65 @@
+"""What a caller may read of an upstream's failure: never a credential, a URL, a stack or a raw body.
+
+A failure that is the caller's to mend comes back with its status and the upstream's message, cleaned; any other failure becomes
+one of our own fixed sentences. The same cleaning is applied to what the record keeps.
+"""
+
+from __future__ import annotations
+
+import re
+
+from app.exceptions import AttemptFailed, ContextLengthExceeded, GatewayError, UpstreamRejected
+
+MAX_MESSAGE_CHARS = 500
+
+_SECRETS = re.compile(
+    r"""(?xi)
+    \b(?:sk|pk|rk|ak|key|gsk|xai|hf|ghp|glpat|AKIA|AIza|ya29)[-_.][\w\-.]{6,}   # keys by their makers' prefixes
+    | \bAIza[\w-]{10,} | \bAKIA[A-Z0-9]{8,}
+    | \bbearer\s+\S+
+    | (?:api[-_ ]?key|token|secret|password|authorization)["']?\s*[:=]\s*["']?[^\s"',}]+
+    | \b[A-Za-z0-9+/_-]{40,}={0,2}                                               # long opaque runs
+    """
+)
+_URLS = re.compile(r"(?i)\b[a-z][a-z0-9+.-]{1,15}://\S+|\b(?:\d{1,3}\.){3}\d{1,3}(?::\d+)?\b|\blocalhost(?::\d+)?")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
+_TRACEBACK = re.compile(r"(?is)traceback \(most recent call last\).*|\n\s+at \S+\(.*|\s*File \"[^\"]+\", line \d+.*")
+_CONTEXT = re.compile(r"(?i)context[ _-]?(?:length|window)|maximum context|too many tokens|prompt is too long")
+
+FIXED = "The model's provider refused the request."
+
+
+def caller_error(failure: AttemptFailed, *, secrets: tuple[str, ...] = ()) -> GatewayError:
+    """The error a caller sees for the attempt that decided the call. `secrets` are struck out wherever they stand."""
+    if not failure.is_caller_fault:
+        return failure.error
+    message = clean(failure.upstream_message or "", secrets=secrets) or FIXED
+    status = failure.upstream_status or 400
+    code = _code(failure)
+    if code == ContextLengthExceeded.code:
+        status = 400
+    return UpstreamRejected(status=status, message=message, code=code, param=_word(failure.upstream_param))
+
+
+def clean(text: str, *, secrets: tuple[str, ...] = ()) -> str:
+    """Strike out secrets, addresses and stacks, flatten to one line, cap the length."""
+    for secret in secrets:
+        if secret:
+            text = text.replace(secret, "[…]")
+    text = _TRACEBACK.sub("", text[: 8 * MAX_MESSAGE_CHARS])
+    text = _URLS.sub("[address]", text)
+    text = _SECRETS.sub("[…]", text)
+    text = _UNPRINTABLE.sub(" ", text).strip()
+    return text if len(text) <= MAX_MESSAGE_CHARS else text[: MAX_MESSAGE_CHARS - 1] + "…"
+
+
+def _code(failure: AttemptFailed) -> str:
+    said = f"{failure.upstream_code or ''} {failure.upstream_message or ''}"
+    if _CONTEXT.search(said):
+        return ContextLengthExceeded.code
+    return _word(failure.upstream_code) or "invalid_request"
+
+
+def _word(value: str | None) -> str | None:
+    """An upstream's code or param, if it is a plain word of sane length."""
+    return value if value and re.fullmatch(r"[\w.\[\]-]{1,64}", value, re.ASCII) else None

@@ -1,0 +1,122 @@
+"""Commands on users: the accounts that pay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import date
+from typing import TypedDict
+
+from app.domain.access import Actor
+from app.domain.budget import Budget
+from app.domain.identity import PaymentStatus
+from app.domain.limits import Limit
+from app.exceptions import Conflict
+from app.services.command import Commands, missing
+from app.services.management_rules import (
+    require_budgets,
+    require_email,
+    require_limits,
+    require_oid,
+    require_text,
+)
+from app.storage.management_ports import Expiry, ListQuery, ManagementReader, Page, UserRow, UserSpec
+
+EXPIRY_BATCH = 200
+"""Users per transaction: each is announced by itself, in about a millisecond."""
+
+
+class UserChanges(TypedDict, total=False):
+    email: str | None
+    name: str | None
+    payment_status: PaymentStatus
+    payment_valid_until: date | None
+    limits: tuple[Limit, ...]
+    budgets: tuple[Budget, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UserCommands:
+    commands: Commands
+
+    async def get(self, oid: str) -> UserRow:
+        async with self.commands.reading() as reader:
+            return await existing_user(reader, oid)
+
+    async def page(self, query: ListQuery) -> Page[UserRow]:
+        async with self.commands.reading() as reader:
+            return await reader.users(query)
+
+    async def create(self, actor: Actor, spec: UserSpec) -> UserRow:
+        _require_valid(spec)
+        async with self.commands.opened(actor) as command:
+            if await command.tx.user(spec.oid) is not None:
+                raise Conflict(f"There is a user '{spec.oid}' already.", param="user_oid")
+            await command.tx.insert_user(spec, command.now)
+            await command.audit("user.create", spec.oid, after=spec)
+            await command.announce("user", spec.oid)
+            return UserRow(spec, command.now, command.now)
+
+    async def patch(self, actor: Actor, oid: str, changes: UserChanges) -> UserRow:
+        async with self.commands.opened(actor) as command:
+            row = await existing_user(command.tx, oid)
+            spec = replace(row.spec, **changes)
+            _require_valid(spec)
+            await command.tx.update_user(spec, command.now)
+            await command.audit("user.update", oid, before=row.spec, after=spec)
+            await command.announce("user", oid)
+            return UserRow(spec, row.created_at, command.now)
+
+    async def delete(self, actor: Actor, oid: str) -> None:
+        """Delete a user with all its keys. Its usage records stay."""
+        async with self.commands.opened(actor) as command:
+            row = await existing_user(command.tx, oid)
+            keys = await command.tx.keys_of_user(oid)
+            await command.tx.delete_user(oid)
+            await command.audit("user.delete", oid, before={"user": row.spec, "keys": keys})
+            await command.announce("user", oid)
+
+    async def sync_expiry(self, actor: Actor, oid: str, today: date) -> UserRow:
+        """Store `expired` where the last paid day lies before `today`; anything else stays as it is."""
+        async with self.commands.opened(actor) as command:
+            row = await existing_user(command.tx, oid)
+            if not _has_lapsed(row.spec, today):
+                return row
+            spec = replace(row.spec, payment_status=PaymentStatus.EXPIRED)
+            await command.tx.update_user(spec, command.now)
+            await command.audit("user.expire", oid, before=row.spec, after=spec)
+            await command.announce("user", oid)
+            return UserRow(spec, row.created_at, command.now)
+
+    async def sync_all_expiries(self, actor: Actor, today: date) -> Expiry:
+        """`sync_expiry` of all users, in batches, so that no transaction holds up other commands for long."""
+        expired: list[str] = []
+        while True:
+            async with self.commands.opened(actor) as command:
+                batch = await command.tx.expire_lapsed_users(today, command.now, limit=EXPIRY_BATCH)
+                if batch.expired:
+                    await command.audit("user.expire_all", "*", after={"today": today, "expired": batch.expired})
+                for oid in batch.expired:
+                    await command.announce("user", oid)
+            expired += batch.expired
+            if len(batch.expired) < EXPIRY_BATCH:
+                return Expiry(batch.checked, tuple(expired))
+
+
+async def existing_user(reader: ManagementReader, oid: str) -> UserRow:
+    row = await reader.user(oid)
+    if row is None:
+        raise missing("user", "user_oid")
+    return row
+
+
+def _has_lapsed(spec: UserSpec, today: date) -> bool:
+    is_paying = spec.payment_status in (PaymentStatus.ACTIVE, PaymentStatus.TRIAL)
+    return is_paying and spec.payment_valid_until is not None and spec.payment_valid_until < today
+
+
+def _require_valid(spec: UserSpec) -> None:
+    require_oid(spec.oid)
+    require_email(spec.email)
+    require_text(spec.name or "", "name")
+    require_limits(spec.limits)
+    require_budgets(spec.budgets)

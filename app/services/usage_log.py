@@ -1,0 +1,204 @@
+"""The record of every call: written once, whatever happened, and carried to the ledger.
+
+How a record reaches SQL:
+1. `admitted` hands it over together with the settlement, in one atomic step (see `app.services.admission`). A call that was
+   refused before that is appended here, by `logged`.
+2. Either way it lies in the sink, durable. One elected process drains: the oldest batch is written to the ledger and its rollups in
+   one transaction, then confirmed. A drainer that dies in between writes the batch again, and the ledger ignores what it has.
+3. Bodies are no part of that: they wait in this process, bounded, and are written in the background. A crash may lose a body,
+   never a record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from app.clock import Clock
+from app.domain.call import Meter, Outcome
+from app.domain.identity import LogContent
+from app.domain.ids import unix_ms_of
+from app.domain.record import CallContent, CallRecord, decode_record, encode_record
+from app.exceptions import (
+    AttemptFailed,
+    DependencyUnavailable,
+    FailureKind,
+    GatewayError,
+    InternalError,
+    UpstreamTimeout,
+)
+from app.services.recording import record_of
+from app.storage.ports import PendingRecord, UsageSink, UsageStore
+from app.storage.rejected import RecordsRejected
+from app.telemetry import log_call, logger
+
+BATCH = 500
+"""Records per transaction: large enough that the transaction's own cost disappears, small enough to be over in ~100 ms."""
+CONTENT_QUEUE_BYTES = 64 * 1024 * 1024
+"""Bodies that wait in this process at most; beyond it they are dropped and counted, for the calls go on."""
+CONTENT_BATCH = 50
+
+
+class UsageLog:
+    def __init__(
+        self, *, sink: UsageSink, store: UsageStore, clock: Clock, log_content: LogContent, content_max_bytes: int
+    ) -> None:
+        self._sink = sink
+        self._store = store
+        self._clock = clock
+        self._log_content = log_content
+        self._content_max_bytes = content_max_bytes
+        self._contents: deque[CallContent] = deque()
+        self._contents_bytes = 0
+        self._content_arrived = asyncio.Event()
+        self._unsent: deque[bytes] = deque()
+        self.dropped_contents = 0
+
+    @asynccontextmanager
+    async def logged(self, meter: Meter) -> AsyncIterator[None]:
+        """One record for the call inside, however it ends."""
+        if self._keeps_content(meter):
+            meter.answer_body = bytearray()
+        try:
+            yield
+        except BaseException as error:
+            self.conclude(meter, error)
+            raise
+        else:
+            self.conclude(meter, None)
+        finally:
+            if not meter.is_settled:
+                await self.append(record_of(meter))
+            self._keep_content(meter)
+            log_call(meter)
+
+    def conclude(self, meter: Meter, error: BaseException | None) -> None:
+        """Name how the call ended. The first conclusion stands: the innermost context knows best."""
+        if meter.outcome is not None:
+            return
+        meter.duration_ms = round((self._clock.monotonic() - meter.started_s) * 1000)
+        match error:
+            case None:
+                meter.outcome, meter.http_status = Outcome.OK, 200
+            case GatewayError():
+                reached_upstream = bool(meter.attempts)
+                meter.outcome = _outcome_of(error) if reached_upstream else Outcome.REFUSED
+                meter.http_status, meter.error_code = error.status, error.code
+            case AttemptFailed():
+                meter.outcome = _outcome_of(error.error, begun=error.kind is FailureKind.ANSWER_BEGUN)
+                meter.http_status, meter.error_code, meter.error_reason = 200, error.error.code, error.reason
+            case asyncio.CancelledError() | GeneratorExit():
+                meter.outcome = Outcome.CLIENT_CANCELLED if meter.has_client_left else Outcome.INTERRUPTED
+                meter.http_status = 499 if meter.has_client_left else 503
+                meter.error_code = str(meter.outcome)
+            case _:
+                meter.outcome, meter.http_status = Outcome.INTERRUPTED, InternalError.status
+                meter.error_code = InternalError.code
+
+    async def append(self, record: CallRecord) -> None:
+        """Hand over a record that no settlement carries. While the sink is away it waits here."""
+        packed = encode_record(record)
+        try:
+            await self._sink.append(packed)
+        except DependencyUnavailable:
+            self._unsent.append(packed)
+
+    # ── Chores ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def drain_once(self, *, wait_s: float = 1.0) -> int:
+        """Move one batch from the sink to the ledger. Returns how many records it held."""
+        await self._send_unsent()
+        batch = await self._sink.pending(limit=BATCH, wait_s=wait_s)
+        if batch:
+            try:
+                await self._store.write(_readable(batch))
+            except RecordsRejected as error:
+                _park(batch, error)
+            await self._sink.confirm(batch)
+        return len(batch)
+
+    async def write_contents(self) -> None:
+        """Write what bodies wait, for ever."""
+        while True:
+            await self._content_arrived.wait()
+            await self.write_contents_once()
+
+    async def write_contents_once(self) -> None:
+        batch = [self._contents[i] for i in range(min(CONTENT_BATCH, len(self._contents)))]
+        if batch:
+            try:
+                await self._store.write_content(batch)
+            except RecordsRejected as error:
+                logger.error("bodies_rejected", reasons=dict(error.reasons))
+        for content in batch:
+            self._contents.popleft()
+            self._contents_bytes -= len(content.request_body) + len(content.response_body)
+        if not self._contents:
+            self._content_arrived.clear()
+
+    async def _send_unsent(self) -> None:
+        while self._unsent:
+            await self._sink.append(self._unsent[0])
+            self._unsent.popleft()
+
+    # ── Bodies ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _keeps_content(self, meter: Meter) -> bool:
+        identity = meter.identity
+        own = (identity.key and identity.key.log_content) or (identity.app and identity.app.log_content)
+        return (own or self._log_content) is LogContent.FULL
+
+    def _keep_content(self, meter: Meter) -> None:
+        if meter.answer_body is None:
+            return
+        request, response, cap = meter.call.body, bytes(meter.answer_body), self._content_max_bytes
+        size = min(len(request), cap) + min(len(response), cap)
+        if self._contents_bytes + size > CONTENT_QUEUE_BYTES:
+            self.dropped_contents += 1
+            return
+        self._contents.append(
+            CallContent(
+                request_id=meter.request_id,
+                created_at_ms=unix_ms_of(meter.request_id),
+                user_oid=meter.identity.user.oid,
+                request_body=request[:cap],
+                response_body=response[:cap],
+                is_truncated=len(request) > cap or len(response) > cap,
+            )
+        )
+        self._contents_bytes += size
+        self._content_arrived.set()
+
+
+def _outcome_of(error: GatewayError, *, begun: bool = False) -> Outcome:
+    if isinstance(error, UpstreamTimeout):
+        return Outcome.TIMEOUT
+    return Outcome.TRUNCATED if begun else Outcome.UPSTREAM_ERROR
+
+
+def _park(batch: Sequence[PendingRecord], error: RecordsRejected) -> None:
+    """Records that the database will never take are written to the log, whole: the last place where they can be kept."""
+    for pending in batch:
+        try:
+            request_id = decode_record(pending.packed).request_id
+        except msgspec.MsgspecError:
+            continue
+        if request_id in error.reasons:
+            logger.error(
+                "record_rejected", request_id=request_id, why=error.reasons[request_id], packed=pending.packed.hex()
+            )
+
+
+def _readable(batch: Sequence[PendingRecord]) -> list[CallRecord]:
+    """Decode a batch. Bytes that are no record are named in the log and passed over: they must not hold up the others."""
+    records = []
+    for pending in batch:
+        try:
+            records.append(decode_record(pending.packed))
+        except msgspec.MsgspecError:
+            logger.error("unreadable_record", position=pending.position, packed=pending.packed.hex()[:2000])
+    return records

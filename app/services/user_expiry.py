@@ -1,0 +1,48 @@
+"""Payment that has run out: noticed on a call, and looked for once a day."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from datetime import date, tzinfo
+
+from app.clock import Clock
+from app.domain.access import Actor, Role
+from app.exceptions import NotFound
+from app.services.manage_users import UserCommands
+
+ACTOR = Actor("gateway", Role.OWNER)
+
+
+class UserExpiry:
+    def __init__(self, *, users: UserCommands, clock: Clock, zone: tzinfo) -> None:
+        self._users = users
+        self._clock = clock
+        self._zone = zone
+        self._noticed: set[str] = set()
+        self._wakeup = asyncio.Event()
+        self._synced_on: date | None = None
+
+    def noticed(self, user_oid: str) -> None:
+        """A call of this user was refused although his stored status is not `expired` yet."""
+        self._noticed.add(user_oid)
+        self._wakeup.set()
+
+    async def store_noticed(self) -> None:
+        """Store the status of the users noticed; waits until there are any."""
+        await self._wakeup.wait()
+        for user_oid in list(self._noticed):
+            with suppress(NotFound):  # deleted in between
+                await self._users.sync_expiry(ACTOR, user_oid, self._today())
+            self._noticed.discard(user_oid)
+        self._wakeup.clear()
+
+    async def sync_daily(self) -> None:
+        """Once a day, as soon as the day has begun in the budgets' time zone."""
+        today = self._today()
+        if self._synced_on != today:
+            await self._users.sync_all_expiries(ACTOR, today)
+            self._synced_on = today
+
+    def _today(self) -> date:
+        return self._clock.now().astimezone(self._zone).date()
