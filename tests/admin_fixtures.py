@@ -1,0 +1,129 @@
+"""The admin API over a real PostgreSQL: a migrated database of the test's own, the services, and an HTTP client."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.config import Settings, load_settings
+from app.domain.egress import EgressPolicy
+from app.routers import admin, apps, management
+from app.routers.errors import install_error_handlers
+from app.services.admin_access import AdminAccess
+from app.services.api_key import pepper_of
+from app.services.management import Management, open_management
+from app.storage.ports import ReportStore, UsageStore
+from app.storage.sealing import Sealer
+from app.storage.sql_audit import SqlAudit
+from app.storage.sql_management import SqlManagement
+from app.storage.sql_reports import SqlReportStore
+from app.storage.sql_usage import SqlUsageStore
+from tests.kit.clock import ManualClock
+from tests.storage.conftest import database, engine, postgres_url, template
+
+__all__ = ["api", "database", "engine", "gateway", "postgres_url", "template"]
+
+SECRET_KEY = "a-secret-key-that-only-these-tests-know-0123456789"
+ADMIN_TOKEN = "an-admin-token-that-only-these-tests-know-0123456789"
+
+
+@dataclass(slots=True)
+class Published:
+    """Where changes are announced; `breaks` makes every announcement fail."""
+
+    messages: list[tuple[int, str, str]] = field(default_factory=list)
+    breaks: bool = False
+
+    async def __call__(self, revision: int, kind: str, ref: str) -> None:
+        if self.breaks:
+            raise ConnectionError("the messenger is away")
+        self.messages.append((revision, kind, ref))
+
+
+@dataclass(slots=True)
+class Gateway:
+    """What the routers get instead of the container."""
+
+    engine: AsyncEngine
+    settings: Settings
+    clock: ManualClock
+    management: Management
+    admin_access: AdminAccess
+    audit: SqlAudit
+    reports: ReportStore
+    usage: UsageStore
+    published: Published
+    pepper: bytes
+    sealer: Sealer
+    states: dict[str, str] = field(default_factory=dict)
+
+    def endpoint_state(self, endpoint_id: str) -> str:
+        return self.states.get(endpoint_id, "closed")
+
+    async def rows(self, sql: str, **values: object) -> list[dict[str, Any]]:
+        async with self.engine.begin() as connection:
+            return [dict(row) for row in (await connection.execute(text(sql), values)).mappings()]
+
+    async def execute(self, sql: str, **values: object) -> None:
+        async with self.engine.begin() as connection:
+            await connection.execute(text(sql), values)
+
+
+def open_gateway(engine: AsyncEngine, *, private_hosts: str = "", admin_token: str | None = ADMIN_TOKEN) -> Gateway:
+    clock, published, pepper, sealer = ManualClock(), Published(), pepper_of(SECRET_KEY), Sealer(SECRET_KEY)
+    store = SqlManagement(engine)
+    commands = open_management(
+        store,
+        clock=clock,
+        publish=published,
+        pepper=pepper,
+        sealer=sealer,
+        egress=EgressPolicy.parse(private_hosts),
+        has_bootstrap_token=admin_token is not None,
+    )
+    return Gateway(
+        engine=engine,
+        settings=load_settings({"SECRET_KEY": SECRET_KEY, "DATABASE_URL": "postgresql://u:hidden-password@h/d"}),
+        clock=clock,
+        management=commands,
+        admin_access=AdminAccess(store, clock, pepper, admin_token),
+        audit=SqlAudit(engine),
+        reports=SqlReportStore(engine),
+        usage=SqlUsageStore(engine),
+        published=published,
+        pepper=pepper,
+        sealer=sealer,
+    )
+
+
+def open_app(gateway: Gateway) -> FastAPI:
+    app = FastAPI(docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.state.container = gateway
+    install_error_handlers(app)
+    for router in (*admin.routers, *apps.routers, *management.routers):
+        app.include_router(router)
+    return app
+
+
+def open_client(app: FastAPI, token: str | None = ADMIN_TOKEN) -> httpx2.AsyncClient:
+    headers = {} if token is None else {"authorization": f"Bearer {token}"}
+    transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False, client=("203.0.113.9", 1))
+    return httpx2.AsyncClient(transport=transport, base_url="http://gateway/admin/api", headers=headers)
+
+
+@pytest.fixture
+def gateway(engine: AsyncEngine) -> Gateway:
+    return open_gateway(engine)
+
+
+@pytest.fixture
+async def api(gateway: Gateway) -> AsyncIterator[httpx2.AsyncClient]:
+    async with open_client(open_app(gateway)) as client:
+        yield client

@@ -1,0 +1,119 @@
+"""A whole gateway for a test: real stores, the scripted upstream, gateway processes, and hands to use them by the public API."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from tests.kit import raw_http
+from tests.kit.processes import GatewayProcess, UpstreamProcess
+from tests.kit.raw_http import RawResponse
+from tests.kit.scenario import Scenario
+
+ADMIN_TOKEN = "owner-token-for-tests-0123456789abcdefghij"
+SECRET_KEY = "secret-key-for-tests-0123456789abcdefghijklm"
+HELLO = [{"role": "user", "content": "Say hello."}]
+
+Json = dict[str, Any]
+
+
+def unique(prefix: str) -> str:
+    return f"{prefix}-{secrets.token_hex(6)}"
+
+
+@dataclass(slots=True)
+class House:
+    """Ask for what a test needs; names are unique, so that tests share the processes and nothing else."""
+
+    gateway: GatewayProcess
+    upstream: UpstreamProcess
+    database_url: str
+    redis_url: str
+    env: dict[str, str] = field(repr=False)
+
+    async def admin(self, method: str, path: str, body: object = None, *, expect: int | None = None) -> Json:
+        answer = await raw_http.call(
+            self.gateway.port,
+            method,
+            f"/admin/api/{path}",
+            headers={"Authorization": f"Bearer {ADMIN_TOKEN}"},
+            json_body=body,
+        )
+        if expect is not None:
+            assert answer.status == expect, answer.text
+        return cast(Json, answer.json()) if answer.body else {}
+
+    async def user(self, **fields: object) -> str:
+        oid = unique("user")
+        await self.admin("POST", "users", {"user_oid": oid, **fields}, expect=201)
+        return oid
+
+    async def key(self, user_oid: str | None = None, **fields: object) -> str:
+        """The secret of a new key without limits (unless `fields` sets some)."""
+        oid = user_oid or await self.user()
+        made = await self.admin("POST", "keys", {"user_oid": oid, "limits": [], **fields}, expect=201)
+        return cast(str, made["key"])
+
+    async def model(self, scenario: Scenario | None = None, *, endpoints: int = 1, **fields: object) -> str:
+        """A new model whose endpoints all lead to the scripted upstream, which plays `scenario` for it."""
+        name = unique("model")
+        price = {"input_usd_per_mtok": "2.50", "output_usd_per_mtok": "10"}
+        await self.admin("POST", "models", {"name": name, "price": price, **fields}, expect=201)
+        for _ in range(endpoints):
+            await self.endpoint(name)
+        if scenario is not None:
+            await self.upstream.script(by_model={name: scenario})
+        return name
+
+    async def endpoint(self, model: str, **fields: object) -> str:
+        body = {
+            "model": model,
+            "provider": "openai",
+            "upstream_model": model,
+            "api_base": self.upstream.base_url,
+            "api_key": "sk-upstream-key-of-the-tests",
+            **fields,
+        }
+        made = await self.admin("POST", "endpoints", body, expect=201)
+        return cast(str, made["id"])
+
+    async def chat(self, key: str, model: str, *, path: str = "/v1/chat/completions", **fields: object) -> RawResponse:
+        return await raw_http.call(
+            self.gateway.port,
+            "POST",
+            path,
+            headers={"Authorization": f"Bearer {key}"},
+            json_body={"model": model, "messages": HELLO, **fields},
+        )
+
+    async def record(self, request_id: str, *, within_s: float = 10.0) -> Json:
+        """The full record of a call, once it is in the ledger."""
+        async with asyncio.timeout(within_s):
+            while True:
+                answer = await raw_http.call(
+                    self.gateway.port,
+                    "GET",
+                    f"/admin/api/usage/logs/{request_id}",
+                    headers={"Authorization": f"Bearer {ADMIN_TOKEN}"},
+                )
+                if answer.status == 200:
+                    return cast(Json, answer.json())
+                assert answer.status == 404, answer.text
+                await asyncio.sleep(0.05)
+
+
+def error_of(answer: RawResponse) -> Json:
+    body = cast(Json, answer.json())
+    assert set(body) == {"error"}, body
+    error = cast(Json, body["error"])
+    assert set(error) == {"message", "type", "param", "code", "request_id"}
+    assert error["request_id"] == answer.header("x-request-id") == answer.header("request-id")
+    return error
+
+
+def request_id_of(answer: RawResponse) -> str:
+    request_id = answer.header("x-request-id")
+    assert request_id
+    return request_id
