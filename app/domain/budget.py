@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import assert_never
 
 from app.domain.limits import Scope
-from app.domain.money import NanoUsd
+from app.domain.money import NanoUsd, PicoUsd, pico_to_nano_rounded_up
 
 
 class PeriodKind(StrEnum):
@@ -47,6 +47,30 @@ class Period:
 
 
 @dataclass(frozen=True, slots=True)
+class Need:
+    """What one call needs of money: so much whatever it answers, and so much for each token it produces."""
+
+    fixed_nanousd: NanoUsd
+    """Its prompt at the dearest rate that can apply, its images, its price per request."""
+    unit_picousd: PicoUsd
+    """One output token at the dearest rate that can apply."""
+    max_output_tokens: int
+    """The most it may produce, over all choices."""
+    floor_tokens: int
+    """Fewer than this would be no useful answer: with less money left than for these, the budget is spent."""
+    is_elastic: bool
+    """The maximum is the model's, not the caller's own: near a limit the call may be granted less at once."""
+    expected_tokens: int = 0
+    """What such calls have been seen to produce, or the floor."""
+
+    def cost_of(self, output_tokens: int) -> NanoUsd:
+        return NanoUsd(self.fixed_nanousd + pico_to_nano_rounded_up(output_tokens * self.unit_picousd))
+
+
+NO_NEED = Need(NanoUsd(0), PicoUsd(0), 0, 0, is_elastic=False)
+
+
+@dataclass(frozen=True, slots=True)
 class BudgetClaim:
     """What one call reserves from one budget in one period."""
 
@@ -55,8 +79,9 @@ class BudgetClaim:
     budget: Budget
     period: Period
     amount_nanousd: NanoUsd
+    """What was reserved; before the admission, the most that could be."""
     lost_nanousd: NanoUsd = NanoUsd(0)
-    """What to charge if the call's process dies and nobody can say what it used: what surely was sent, never more than reserved."""
+    """What to charge if the call's process dies and nobody can say what it used: what surely was sent, at most what is reserved."""
 
     @property
     def counter(self) -> str:

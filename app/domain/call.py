@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -13,6 +13,7 @@ from app.domain.budget import BudgetState
 from app.domain.catalog import Endpoint, Model
 from app.domain.identity import Identity
 from app.domain.limits import ClaimState
+from app.domain.media import NO_MEDIA, Media
 from app.domain.money import NanoUsd
 from app.domain.pricing import Cost, Price, Usage
 
@@ -31,8 +32,10 @@ class Call:
     prompt_bytes: int
     """Bytes of everything the model reads; the first estimate of its prompt."""
     images: int
+    """Pieces that are not text, as prices count them; `media` says what they are."""
     body: bytes = field(repr=False)
     fields: Mapping[str, msgspec.Raw] = field(repr=False)
+    media: Media = NO_MEDIA
 
 
 class EstimateKind(StrEnum):
@@ -47,6 +50,8 @@ class Estimate:
     prompt_tokens: int
     completion_tokens: int
     kind: EstimateKind = EstimateKind.BYTES
+    prompt_bound: int = 0
+    """No prompt of this size has more tokens: what money is reserved for, where `prompt_tokens` is what is likely."""
 
     @property
     def total_tokens(self) -> int:
@@ -114,6 +119,10 @@ class Meter:
     candidates: list[Candidate] = field(default_factory=list)
     limits: tuple[ClaimState, ...] = ()
     budgets: tuple[BudgetState, ...] = ()
+    granted_tokens: int | None = None
+    """Output tokens that a hard budget has reserved for, over all choices; a stream is ended there. None: no hard budget."""
+    grow: Callable[[int], Awaitable[int]] | None = None
+    """Ask for more than was granted: takes the tokens wanted in all and returns those granted in all. None: there is no more."""
     capped_max_tokens: int | None = None
     """`max_tokens` as lowered to what the budget can pay; None when it was left alone."""
 
@@ -122,6 +131,8 @@ class Meter:
     delivered_tokens: int = 0
     """Output tokens seen passing, about; the basis of a bill when the provider's own figures never came."""
     finish_reason: str | None = None
+    warnings: list[str] = field(default_factory=list)
+    """For the record: what was not as it should be."""
     first_token_ms: int | None = None
     outcome: Outcome | None = None
     http_status: int = 0
@@ -133,10 +144,16 @@ class Meter:
     cost: Cost | None = None
     has_client_left: bool = False
     """Set just before the call is cancelled because its client hung up: tells that from a shutdown."""
+    is_admitted: bool = False
     is_settled: bool = False
     """True once the record was handed over together with the settlement."""
     answer_body: bytearray | None = None
     """The answer as delivered, kept only where content is logged."""
+
+    @property
+    def created_at_ms(self) -> int:
+        """The time inside `request_id`, without reading it out of there again."""
+        return round(self.created_at.timestamp() * 1000)
 
     @property
     def cost_nanousd(self) -> NanoUsd:

@@ -41,12 +41,16 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What one call takes from one limit: `amount` 1 for requests and concurrency, estimated tokens for tokens."""
+    """What one call takes from one limit: 1 of requests and of concurrency, and of tokens what it is thought to need.
+
+    `amount` is what it takes where there is room, `least` (None: the same) with how little it can begin near the limit.
+    """
 
     scope: Scope
     scope_id: str
     limit: Limit
     amount: int
+    least: int | None = None
 
     @property
     def counter(self) -> str:
@@ -63,6 +67,42 @@ class ClaimState:
     reset_ms: int
 
 
-def claims_for(scope: Scope, scope_id: str, limits: tuple[Limit, ...], *, tokens: int) -> list[Claim]:
+@dataclass(frozen=True, slots=True)
+class TokenNeed:
+    """What one call needs of tokens: its prompt, the most it may produce, and the fewest that make a useful answer."""
+
+    prompt: int
+    most: int
+    floor: int
+    is_elastic: bool
+    """The maximum is the model's, not the caller's own."""
+    expected: int | None = None
+    """What such answers have been seen to take; None while nothing is known of them."""
+
+    def claim(self, limit: int) -> tuple[int, int]:
+        """What to claim of a limit, and with how little to begin. A call larger than the whole limit claims all of it: it may run
+        when nothing else does, rather than never.
+
+        A maximum that is only the model's says little about what a call will use, so it claims no more than a tenth of the limit
+        (or the floor): ten callers share what one could hold, and what they really used is booked afterwards.
+        """
+        floor = min(self.floor, self.most)
+        if not self.is_elastic:
+            whole = min(limit, self.prompt + self.most)
+            return whole, whole
+        least = min(limit, self.prompt + floor)
+        wanted = limit // SHARES if self.expected is None else self.prompt + self.expected
+        return min(self.prompt + self.most, max(least, wanted)), least
+
+
+SHARES = 10
+"""Into how many parts the last of a limit or budget is shared among calls that do not say how much they will use."""
+
+
+def claims_for(scope: Scope, scope_id: str, limits: tuple[Limit, ...], *, need: TokenNeed) -> list[Claim]:
     """The claims of one call against one holder's limits."""
-    return [Claim(scope, scope_id, limit, tokens if limit.kind is LimitKind.TOKENS else 1) for limit in limits]
+    claims = []
+    for limit in limits:
+        amount, least = need.claim(limit.limit) if limit.kind is LimitKind.TOKENS else (1, 1)
+        claims.append(Claim(scope, scope_id, limit, amount, least))
+    return claims

@@ -1,10 +1,13 @@
 """Admission: every limit and budget of key, user, app and model, claimed in one atomic step, and settled on the way out.
 
-1. The claims are computed from the identity, the model and the estimate (pure arithmetic, no I/O).
-2. One script takes all of them or none. A budget counter that the store does not know is first seeded from the ledger: absent is
-   not zero.
-3. Inside the context the call runs. Its lease is renewed for as long as this process lives.
-4. However the call ends, it is concluded, billed and settled: counters corrected, reservation released, record appended, in one
+1. What the call needs is computed from the identity, the model and the estimate: pure arithmetic, no I/O.
+2. One script takes all of the claims or none. A budget counter that the store does not know is first seeded from the ledger: absent is
+   not zero. Near a limit the script grants fewer output tokens than the most there could be; the upstream is then asked for no more.
+3. A refusal by a limit goes the way of its key's overflow policy. A refusal by a budget whose money is *spent* is final. Money that is
+   only reserved by running calls comes free as they settle: the call waits for it, briefly, before it is told to come back.
+4. Inside the context the call runs. Its lease is renewed for as long as this process lives. A process that stood still for longer
+   than its leases learns which of its calls have lost theirs, and ends them.
+5. However the call ends, it is concluded, billed and settled: counters corrected, reservation released, record appended, in one
    step. The settlement is queued before anything is awaited, so a cancellation cannot stop it; while the store is away it is kept
    and tried again.
 """
@@ -18,13 +21,28 @@ from contextlib import asynccontextmanager
 from datetime import tzinfo
 
 from app.clock import Clock
-from app.domain.call import Meter
-from app.domain.catalog import Model
-from app.domain.limits import Claim, Limit, Scope, claims_for
+from app.domain.budget import BudgetClaim, ReserveMode
+from app.domain.call import EstimateKind, Meter
+from app.domain.catalog import Catalog, Model
+from app.domain.identity import Overflow, OverflowMode
+from app.domain.limits import Claim, Limit, Scope, TokenNeed, claims_for
 from app.domain.record import encode_record
-from app.exceptions import BudgetExceeded, BudgetReserved, DependencyUnavailable, GatewayError, RateLimited
+from app.exceptions import (
+    BudgetExceeded,
+    BudgetReserved,
+    DependencyUnavailable,
+    GatewayError,
+    ModelNotAllowed,
+    ModelNotFound,
+    RateLimited,
+)
 from app.services import budget
+from app.services.estimation import Estimation
+from app.services.expectations import USEFUL_TOKENS, Expectations
+from app.services.overflow import OverflowQueues
 from app.services.recording import record_if_lost, record_of
+from app.services.running import RunningCalls
+from app.services.turnstile import Turnstiles
 from app.storage.ports import (
     Admitted,
     BudgetRefused,
@@ -35,9 +53,14 @@ from app.storage.ports import (
     Settlement,
     UsageStore,
 )
+from app.telemetry import logger
 
 SEED_ROUNDS = 3
 """Seeding may race with an expiring counter; more rounds than this mean that the store is not keeping what it is told."""
+BUDGET_WAIT_S = 2.0
+"""How long a call waits for money that running calls hold, before it is told to come back."""
+BUDGET_RETRY_S = 1.0
+"""What it is then told: by that time calls of ordinary length have settled."""
 
 
 class Admission:
@@ -51,6 +74,8 @@ class Admission:
         default_limits: tuple[Limit, ...],
         zone: tzinfo,
         lease_s: int,
+        estimation: Estimation,
+        expectations: Expectations,
     ) -> None:
         self._counters = counters
         self._ledger = ledger
@@ -59,77 +84,193 @@ class Admission:
         self._default_limits = default_limits
         self._zone = zone
         self._lease_s = lease_s
-        self._running: set[str] = set()
+        self._estimation = estimation
+        self._expectations = expectations
+        self._turnstiles = Turnstiles()
+        self._queues = OverflowQueues(clock=clock, turnstiles=self._turnstiles)
+        self.running = RunningCalls()
         self._unsettled: deque[Settlement] = deque()
+        self._doubtful: deque[str] = deque()
 
     @asynccontextmanager
-    async def admitted(self, model: Model, meter: Meter) -> AsyncIterator[None]:
-        """Raises: RateLimited, BudgetExceeded, BudgetReserved, PriceUnknown, DependencyUnavailable."""
-        meter.model = model
-        await self._admit(self._reservation(model, meter), meter)
-        self._running.add(meter.request_id)
+    async def admitted(self, model: Model, meter: Meter, catalog: Catalog) -> AsyncIterator[Model]:
+        """Inside the context the call may be made, of the model that is yielded: another than asked for only where the key's overflow
+        policy names one.
+
+        Raises: RateLimited, BudgetExceeded, BudgetReserved, PriceUnknown, DependencyUnavailable.
+        """
+        model = await self._admit(model, meter, catalog)
+        meter.is_admitted = True
+        self.running.add(meter.request_id)
         try:
-            yield
+            yield model
         except BaseException as error:
             self._conclude(meter, error)
             raise
         else:
             self._conclude(meter, None)
         finally:
-            self._running.discard(meter.request_id)
+            self.running.discard(meter.request_id)
             await self._settle(meter)
 
+    # ── Chores ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
     async def renew_leases(self) -> None:
-        if self._running:
-            await self._counters.renew(list(self._running), self._lease_s)
+        if self.running:
+            gone = await self._counters.renew(list(self.running), self._lease_s)
+            if self.running.end(gone):
+                logger.warning("calls_ended_without_lease", calls=len(gone))
 
     async def settle_again(self) -> None:
-        """Repeat the settlements that the store could not take."""
+        """Repeat the settlements that the store could not take, and give back what was perhaps admitted and is not wanted."""
         while self._unsettled:
             await self._counters.settle(self._unsettled[0])
             self._unsettled.popleft()
+        while self._doubtful:
+            await self._counters.release(self._doubtful[0])
+            self._doubtful.popleft()
 
     @property
     def running_calls(self) -> int:
-        return len(self._running)
+        return len(self.running)
 
-    def limits_of(self, meter: Meter, model: Model) -> list[Claim]:
-        identity, tokens = meter.identity, meter.estimate.total_tokens if meter.estimate else 0
-        claims = claims_for(Scope.USER, identity.user.oid, identity.user.limits, tokens=tokens)
-        if identity.key:
-            own = identity.key.limits
-            limits = self._default_limits if own is None else own
-            claims += claims_for(Scope.KEY, identity.key.id, limits, tokens=tokens)
-        if identity.app:
-            claims += claims_for(Scope.APP, identity.app.id, identity.app.limits, tokens=tokens)
-        return claims + claims_for(Scope.MODEL, model.name, model.limits, tokens=tokens)
+    # ── The way in ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _admit(self, model: Model, meter: Meter, catalog: Catalog) -> Model:
+        refused = await self._tried(model, meter)
+        overflow = meter.identity.key.overflow if meter.identity.key else Overflow()
+        if isinstance(refused, LimitRefused):
+            match overflow.mode:
+                case OverflowMode.QUEUE if meter.identity.key:
+                    refused = await self._queues.admitted_later(
+                        meter.identity.key.id,
+                        refused,
+                        max_wait_s=overflow.max_wait_s,
+                        try_again=lambda: self._tried(model, meter),
+                    )
+                case OverflowMode.FALLBACK if overflow.fallback_model:
+                    other = _fallback(meter, model, overflow.fallback_model, catalog)
+                    if other is not None:
+                        meter.estimate = await self._estimation.of(meter.call, other)
+                        refused, model = await self._tried(other, meter), other
+                case _:
+                    pass
+        if refused is not None:
+            raise _limit_error(refused)
+        return model
+
+    async def _tried(self, model: Model, meter: Meter) -> LimitRefused | None:
+        """Claim everything; None when that is done. Waits for money that is only reserved.
+
+        Raises: BudgetExceeded, BudgetReserved, PriceUnknown, DependencyUnavailable.
+        """
+        reservation = self._reservation(model, meter)
+        deadline_s = self._clock.monotonic() + BUDGET_WAIT_S
+        seeded = 0
+        while True:
+            match await self._asked(reservation):
+                case Admitted() as admitted:
+                    self._note(meter, model, reservation, admitted)
+                    return None
+                case LimitRefused() as refused:
+                    return refused
+                case BudgetsUnseeded(claims) if seeded < SEED_ROUNDS:
+                    seeded += 1
+                    for claim in claims:
+                        await self._counters.seed(claim, await self._ledger.spent(claim))
+                case BudgetRefused() as refused:
+                    if _is_spent(refused, reservation):
+                        if not await self._refined(meter, model):
+                            raise _budget_error(refused)
+                        reservation = self._reservation(model, meter)
+                        continue
+                    left_s = deadline_s - self._clock.monotonic()
+                    if left_s <= 0:
+                        claim = refused.state.claim
+                        raise BudgetReserved(
+                            scope=claim.scope, period=claim.budget.period, retry_after_s=BUDGET_RETRY_S
+                        )
+                    await self._turnstiles.wait(refused.state.claim.counter, at_most_s=left_s)
+                case _:
+                    raise DependencyUnavailable("counter store")
+
+    async def _refined(self, meter: Meter, model: Model) -> bool:
+        """Count the prompt, now that the answer hangs on it. True when it is thought smaller than before."""
+        before = meter.estimate
+        if before is None or before.kind is EstimateKind.TOKENIZER:
+            return False
+        meter.estimate = await self._estimation.refined(before, meter.call, model)
+        return meter.estimate.prompt_bound < before.prompt_bound
+
+    async def _asked(self, reservation: Reservation) -> object:
+        """The counters' word. Where nobody waits for it any more, or it never came, what it may have taken is given back later."""
+        try:
+            return await self._counters.admit(reservation)
+        except (asyncio.CancelledError, DependencyUnavailable):
+            self._doubtful.append(reservation.call_id)
+            raise
 
     def _reservation(self, model: Model, meter: Meter) -> Reservation:
-        budgets = budget.reservations(meter, model, now=meter.created_at, zone=self._zone)
-        lost = max((claim.lost_nanousd for claim in budgets), default=0)
+        expected = self._expectations.floor_tokens(meter, model)
+        floor = min(expected, USEFUL_TOKENS * meter.call.choices)
+        need = budget.need_of(meter, model, floor_tokens=floor, expected_tokens=expected)
+        budgets = budget.claims_of(meter, model, need, now=meter.created_at, zone=self._zone)
+        lost = budget.surely_sent(meter, model)
+        meter.model = model
         return Reservation(
             call_id=meter.request_id,
-            claims=tuple(self.limits_of(meter, model)),
+            claims=tuple(self._limits_of(meter, model, floor, expected)),
             budgets=tuple(budgets),
             lease_s=self._lease_s,
             record=encode_record(record_if_lost(meter, lost_nanousd=lost)),
+            need=need,
         )
 
-    async def _admit(self, reservation: Reservation, meter: Meter) -> None:
-        for _ in range(SEED_ROUNDS):
-            match await self._counters.admit(reservation):
-                case Admitted(limits, budgets):
-                    meter.limits, meter.budgets = limits, budgets
-                    return
-                case BudgetsUnseeded(claims):
-                    for claim in claims:
-                        await self._counters.seed(claim, await self._ledger.spent(claim))
-                case LimitRefused() | BudgetRefused() as refused:
-                    raise _error_of(refused)
-        raise DependencyUnavailable("counter store")
+    def _limits_of(self, meter: Meter, model: Model, floor: int, expected: int) -> list[Claim]:
+        identity, estimate = meter.identity, meter.estimate
+        need = TokenNeed(
+            prompt=estimate.prompt_tokens if estimate else 0,
+            most=estimate.completion_tokens if estimate else 0,
+            floor=floor,
+            is_elastic=meter.call.max_tokens is None,
+            expected=expected if self._expectations.has_learned(meter, model) else None,
+        )
+        claims = claims_for(Scope.USER, identity.user.oid, identity.user.limits, need=need)
+        if identity.key:
+            own = identity.key.limits
+            limits = self._default_limits if own is None else own
+            claims += claims_for(Scope.KEY, identity.key.id, limits, need=need)
+        if identity.app:
+            claims += claims_for(Scope.APP, identity.app.id, identity.app.limits, need=need)
+        return claims + claims_for(Scope.MODEL, model.name, model.limits, need=need)
+
+    def _note(self, meter: Meter, model: Model, reservation: Reservation, admitted: Admitted) -> None:
+        """Write into the meter what was claimed and granted."""
+        meter.limits, meter.budgets = admitted.limits, admitted.budgets
+        hard = [claim for claim in reservation.budgets if claim.budget.hard_limit_nanousd is not None]
+        if not hard:
+            return
+        most, tokens = reservation.need.max_output_tokens, admitted.output_tokens
+        meter.granted_tokens = tokens
+        if tokens >= most:
+            return
+        if all(_may_grow(claim) for claim in hard):
+            meter.grow = lambda wanted: self._grown(meter, wanted)
+        else:
+            meter.capped_max_tokens = max(1, tokens // meter.call.choices)
+
+    async def _grown(self, meter: Meter, wanted: int) -> int:
+        """More output tokens for a stream that outgrows what was expected; while the counters are away it has what it has."""
+        try:
+            return await self._counters.grow(meter.request_id, wanted)
+        except DependencyUnavailable:
+            return meter.granted_tokens or 0
+
+    # ── The way out ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _settle(self, meter: Meter) -> None:
         budget.bill(meter)
+        self._expectations.learn(meter)
         usage = meter.usage
         settlement = Settlement(
             call_id=meter.request_id,
@@ -142,29 +283,48 @@ class Admission:
             await self._counters.settle(settlement)
         except DependencyUnavailable:
             self._unsettled.append(settlement)
-        except asyncio.CancelledError:
-            raise  # the settlement was queued before the first await and is carried out all the same
+        finally:
+            self._turnstiles.given_back(state.claim.counter for state in meter.limits)
+            self._turnstiles.given_back(state.claim.counter for state in meter.budgets)
 
 
-def _error_of(refused: LimitRefused | BudgetRefused) -> GatewayError:
-    match refused:
-        case LimitRefused(state, retry_after_ms):
-            claim = state.claim
-            return RateLimited(
-                scope=claim.scope,
-                kind=claim.limit.kind,
-                limit=claim.limit.limit,
-                window_s=claim.limit.window_s,
-                retry_after_s=retry_after_ms / 1000,
-            )
-        case BudgetRefused(state):
-            budget_claim = state.claim
-            hard = budget_claim.budget.hard_limit_nanousd or 0
-            if state.spent_nanousd + budget_claim.amount_nanousd <= hard:
-                return BudgetReserved(scope=budget_claim.scope, period=budget_claim.budget.period, retry_after_s=1.0)
-            ends_at = budget_claim.period.ends_at
-            return BudgetExceeded(
-                scope=budget_claim.scope,
-                period=budget_claim.budget.period,
-                resets_at=ends_at.isoformat() if ends_at else None,
-            )
+def _fallback(meter: Meter, model: Model, name: str, catalog: Catalog) -> Model | None:
+    """The model that the key's overflow policy names, if this identity may use it and it is another one."""
+    try:
+        other = catalog.model_for(meter.identity, name)
+    except (ModelNotFound, ModelNotAllowed):
+        return None
+    return None if other.name == model.name else other
+
+
+def _may_grow(claim: BudgetClaim) -> bool:
+    return claim.budget.reserve is ReserveMode.EXPECTED
+
+
+def _is_spent(refused: BudgetRefused, reservation: Reservation) -> bool:
+    """Whether not even what is unspent pays for a useful answer; otherwise running calls hold the money."""
+    state, need = refused.state, reservation.need
+    hard = state.claim.budget.hard_limit_nanousd or 0
+    unspent = hard - state.spent_nanousd
+    return unspent <= 0 or unspent < need.cost_of(min(need.floor_tokens, need.max_output_tokens))
+
+
+def _budget_error(refused: BudgetRefused) -> GatewayError:
+    claim = refused.state.claim
+    ends_at = claim.period.ends_at
+    return BudgetExceeded(
+        scope=claim.scope, period=claim.budget.period, resets_at=ends_at.isoformat() if ends_at else None
+    )
+
+
+def _limit_error(refused: LimitRefused) -> GatewayError:
+    claim = refused.state.claim
+    return RateLimited(
+        scope=claim.scope,
+        kind=claim.limit.kind,
+        limit=claim.limit.limit,
+        window_s=claim.limit.window_s,
+        retry_after_s=refused.retry_after_ms / 1000,
+        remaining=refused.state.remaining,
+        reset_s=refused.state.reset_ms / 1000,
+    )

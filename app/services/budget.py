@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, tzinfo
 
-from app.domain.budget import Budget, BudgetClaim, budget_claims_for
+from app.domain.belief import believable, disbelief
+from app.domain.budget import NO_NEED, Budget, BudgetClaim, Need, ReserveMode, budget_claims_for
 from app.domain.call import Meter, Quality
 from app.domain.catalog import Model
 from app.domain.limits import Scope
-from app.domain.money import NanoUsd
-from app.domain.pricing import Cost, Price, Usage, cost_of, worst_case
+from app.domain.money import NanoUsd, PicoUsd
+from app.domain.pricing import Cost, Price, Usage, cost_of, dearest_output, worst_case
+from app.domain.service_tiers import asked_tiers
 from app.exceptions import PriceUnknown
 
 
-def reservations(meter: Meter, model: Model, *, now: datetime, zone: tzinfo) -> list[BudgetClaim]:
-    """The claims of one call against every budget of its key, user, app and model.
+def claims_of(meter: Meter, model: Model, need: Need, *, now: datetime, zone: tzinfo) -> list[BudgetClaim]:
+    """The claims of one call against every budget of its key, user, app and model, for the periods that `now` falls into."""
+    most = need.cost_of(need.max_output_tokens)
+    lost = NanoUsd(min(most, surely_sent(meter, model)))
+    claims = [
+        claim
+        for scope, holder, budgets in _holders(meter, model)
+        for claim in budget_claims_for(scope, holder, budgets, worst_case=most, lost=lost, now=now, zone=zone)
+    ]
+    return claims if meter.call.is_stream else [_in_full(claim) for claim in claims]
+
+
+def need_of(meter: Meter, model: Model, *, floor_tokens: int, expected_tokens: int) -> Need:
+    """What the call needs of money, at the dearest price of any endpoint that may answer it.
 
     Raises: PriceUnknown when a hard budget would have to pay for a model without a price.
     """
-    holders = _holders(meter, model)
-    if not any(budgets for _, _, budgets in holders):
-        return []
+    estimate, budgets = meter.estimate, [budget for _, _, held in _holders(meter, model) for budget in held]
+    if estimate is None or not budgets:
+        return NO_NEED
     prices = _possible_prices(model)
-    if prices is None and any(b.hard_limit_nanousd is not None for _, _, budgets in holders for b in budgets):
-        raise PriceUnknown(model.name)
-    worst, lost = _bounds(meter, prices or [])
-    return [
-        claim
-        for scope, holder, budgets in holders
-        for claim in budget_claims_for(scope, holder, budgets, worst_case=worst, lost=lost, now=now, zone=zone)
-    ]
+    if prices is None:
+        if any(budget.hard_limit_nanousd is not None for budget in budgets):
+            raise PriceUnknown(model.name)
+        return NO_NEED
+    prompt, images = max(estimate.prompt_bound, estimate.prompt_tokens), meter.call.images
+    asked = asked_tiers(meter.call.fields)
+    fixed = (worst_case(p, prompt_tokens=prompt, completion_tokens=0, images=images, asked_tiers=asked) for p in prices)
+    return Need(
+        fixed_nanousd=max(fixed),
+        unit_picousd=PicoUsd(max(dearest_output(price, prompt, asked) for price in prices)),
+        max_output_tokens=estimate.completion_tokens,
+        floor_tokens=floor_tokens,
+        is_elastic=meter.call.max_tokens is None,
+        expected_tokens=expected_tokens,
+    )
 
 
 def bill(meter: Meter) -> None:
@@ -41,11 +63,25 @@ def bill(meter: Meter) -> None:
     if meter.model is None or meter.endpoint is None:
         return
     meter.price = meter.model.price_at(meter.endpoint)
+    is_disbelieved = _disbelieved(meter, meter.model)
     if meter.usage is None:
         prompt = meter.estimate.prompt_tokens if meter.estimate else 0
         meter.usage = Usage(prompt_tokens=prompt, completion_tokens=meter.delivered_tokens)
-        meter.quality = Quality.PARTIAL if meter.delivered_tokens else Quality.ESTIMATED
+        is_counted = meter.delivered_tokens > 0 and not is_disbelieved
+        meter.quality = Quality.PARTIAL if is_counted else Quality.ESTIMATED
+    if meter.price and meter.price.image:
+        meter.usage = replace(meter.usage, images=meter.call.images)
     meter.cost = cost_of(meter.usage, meter.price) if meter.price else Cost(NanoUsd(0))
+
+
+def _disbelieved(meter: Meter, model: Model) -> bool:
+    """Take a usage that cannot be true for none, and say so on the record."""
+    said = meter.usage
+    if said is None or believable(said, meter.estimate, model.context_window_tokens) is not None:
+        return False
+    meter.usage = None
+    meter.warnings.append(disbelief(said))
+    return True
 
 
 def _holders(meter: Meter, model: Model) -> list[tuple[Scope, str, tuple[Budget, ...]]]:
@@ -65,19 +101,17 @@ def _possible_prices(model: Model) -> list[Price] | None:
     return known if len(known) == len(prices) else None
 
 
-def _bounds(meter: Meter, prices: list[Price]) -> tuple[NanoUsd, NanoUsd]:
-    """The most that the call can cost, and what it surely costs once it was sent: its prompt."""
-    estimate, images = meter.estimate, meter.call.images
-    if estimate is None or not prices:
-        return NanoUsd(0), NanoUsd(0)
-    worst = max(
-        worst_case(
-            price,
-            prompt_tokens=estimate.prompt_tokens,
-            completion_tokens=estimate.completion_tokens,
-            images=images,
-        )
-        for price in prices
-    )
-    sent = min(cost_of(Usage(prompt_tokens=estimate.prompt_tokens), price).nanousd for price in prices)
-    return worst, NanoUsd(min(worst, sent))
+def surely_sent(meter: Meter, model: Model) -> NanoUsd:
+    """What a call that was sent costs if nothing else is known of it: its prompt, as likely counted, at the cheapest endpoint."""
+    prices = _possible_prices(model)
+    if not prices or meter.estimate is None:
+        return NanoUsd(0)
+    sent = Usage(prompt_tokens=meter.estimate.prompt_tokens)
+    return min(cost_of(sent, price).nanousd for price in prices)
+
+
+def _in_full(claim: BudgetClaim) -> BudgetClaim:
+    """A unary answer shows nothing until it is whole, so its reservation cannot grow with it: what may come is held at once."""
+    if claim.budget.reserve is ReserveMode.WORST_CASE:
+        return claim
+    return replace(claim, budget=replace(claim.budget, reserve=ReserveMode.WORST_CASE))

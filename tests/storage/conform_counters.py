@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from app.domain.budget import Budget, BudgetClaim, PeriodKind, period_at
+from app.domain.budget import Budget, BudgetClaim, Need, PeriodKind, ReserveMode, period_at
 from app.domain.limits import Claim, Limit, LimitKind, Scope
-from app.domain.money import NanoUsd
+from app.domain.money import NanoUsd, PicoUsd
 from app.storage.ports import (
     Admission,
     Admitted,
@@ -53,14 +53,21 @@ def money(amount: int, *, hard: int | None = USD, lost: int = 0, holder: str = "
     return BudgetClaim(Scope.USER, holder, budget, period, NanoUsd(amount), NanoUsd(lost))
 
 
-def reservation(call_id: str, *claims: Claim | BudgetClaim, lease_s: int = 60) -> Reservation:
+def reservation(call_id: str, *claims: Claim | BudgetClaim, lease_s: int = 60, need: Need | None = None) -> Reservation:
     return Reservation(
         call_id,
         tuple(claim for claim in claims if isinstance(claim, Claim)),
         tuple(claim for claim in claims if isinstance(claim, BudgetClaim)),
         lease_s,
         f"lost:{call_id}".encode(),
+        need if need is not None else _fixed(claims),
     )
+
+
+def _fixed(claims: tuple[Claim | BudgetClaim, ...]) -> Need:
+    """A call that costs just what its budget claims say."""
+    amount = max((claim.amount_nanousd for claim in claims if isinstance(claim, BudgetClaim)), default=NanoUsd(0))
+    return Need(amount, PicoUsd(0), 0, 0, is_elastic=False)
 
 
 def settlement(call_id: str, *, cost: int = 0, tokens: int = 0) -> Settlement:
@@ -245,11 +252,45 @@ class CountersConformance:
         at(NOW_MS)
         await counters.admit(reservation("long", slots(1), lease_s=60))
         at(NOW_MS + 50_000)
-        await counters.renew(["long", "unknown"], 60)
+        assert await counters.renew(["long", "unknown"], 60) == ["unknown"]
 
         at(NOW_MS + 100_000)
         assert await counters.expire_leases(100) == 0
         assert not is_admitted(await counters.admit(reservation("other", slots(1))))
+
+    async def test_a_settlement_that_comes_after_its_lease_corrects_what_was_booked(
+        self, counters: Counters, sink: UsageSink, at: At
+    ) -> None:
+        at(NOW_MS)
+        await counters.seed(money(0), NanoUsd(0))
+        await counters.admit(reservation("paused", slots(1), tokens(1_000, 800), money(400, lost=150), lease_s=60))
+        at(NOW_MS + 60_001)
+        await counters.expire_leases(100)
+        assert await counters.renew(["paused"], 60) == ["paused"], "it learns that its lease is gone"
+
+        for _ in range(2):
+            await counters.settle(settlement("paused", cost=390, tokens=120))
+
+        (budget,) = await counters.budget_states([money(0)])
+        assert budget is not None
+        assert (budget.spent_nanousd, budget.reserved_nanousd) == (390, 0)
+        assert (await counters.limit_states([tokens(1_000, 0)]))[0].remaining == 880
+        assert (await recorded(sink))[:2] == ["lost:paused", "done:paused"]
+
+    async def test_giving_back_a_call_whose_lease_ran_out_leaves_what_was_booked(
+        self, counters: Counters, at: At
+    ) -> None:
+        at(NOW_MS)
+        await counters.seed(money(0), NanoUsd(0))
+        await counters.admit(reservation("paused", money(400, lost=150), lease_s=60))
+        at(NOW_MS + 60_001)
+        await counters.expire_leases(100)
+
+        await counters.release("paused")
+
+        (budget,) = await counters.budget_states([money(0)])
+        assert budget is not None
+        assert (budget.spent_nanousd, budget.reserved_nanousd) == (150, 0)
 
     async def test_settlements_append_their_records_in_order_until_they_are_confirmed(
         self, counters: Counters, sink: UsageSink
@@ -290,3 +331,89 @@ class CountersConformance:
         assert is_admitted(await counters.admit(reservation("a", one)))
         assert is_admitted(await counters.admit(reservation("b", replace(one, scope_id="k2"))))
         assert is_admitted(await counters.admit(reservation("c", replace(one, scope=Scope.APP))))
+
+    # ── Near the limit ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def test_ten_elastic_calls_share_what_one_could_hold(self, counters: Counters) -> None:
+        """A budget of 20 000 tokens, calls whose model could produce 1 000 000."""
+        budget = money(0, hard=20_000)
+        await counters.seed(budget, NanoUsd(0))
+        need = Need(NanoUsd(0), PicoUsd(1000), 1_000_000, 64, is_elastic=True)
+
+        answers = [await counters.admit(reservation(f"c{i}", budget, need=need)) for i in range(20)]
+
+        granted = [answer.output_tokens for answer in answers if isinstance(answer, Admitted)]
+        assert granted == [2_000] * 10
+        assert all(isinstance(answer, BudgetRefused) for answer in answers[10:])
+
+    async def test_an_explicit_maximum_is_granted_whole_or_not_yet(self, counters: Counters) -> None:
+        budget = money(0, hard=1_000)
+        await counters.seed(budget, NanoUsd(0))
+        need = Need(NanoUsd(0), PicoUsd(1000), 400, 64, is_elastic=False)
+
+        answers = [await counters.admit(reservation(f"c{i}", budget, need=need)) for i in range(3)]
+
+        assert [isinstance(answer, Admitted) for answer in answers] == [True, True, False]
+        await counters.settle(settlement("c0", cost=100))
+        later = await counters.admit(reservation("c3", budget, need=need))
+        assert isinstance(later, Admitted)
+        assert later.output_tokens == 400
+
+    async def test_what_is_left_buys_a_shorter_answer_but_no_useless_one(self, counters: Counters) -> None:
+        budget = money(0, hard=1_000)
+        need = Need(NanoUsd(100), PicoUsd(1000), 5_000, 64, is_elastic=False)
+        await counters.seed(budget, NanoUsd(0))
+        first = await counters.admit(reservation("c0", budget, need=need))
+        assert isinstance(first, Admitted)
+        assert (first.output_tokens, first.budgets[0].claim.amount_nanousd) == (900, 1_000)
+        await counters.settle(settlement("c0", cost=840))
+
+        useless = await counters.admit(reservation("c1", budget, need=need))
+
+        assert isinstance(useless, BudgetRefused)
+        assert useless.state.spent_nanousd == 840
+
+    async def test_where_less_is_expected_only_that_is_held(self, counters: Counters) -> None:
+        plain = money(0, hard=1_000_000)
+        expected = replace(plain, budget=replace(plain.budget, reserve=ReserveMode.EXPECTED))
+        await counters.seed(expected, NanoUsd(0))
+
+        answer = await counters.admit(
+            reservation("c", expected, need=Need(NanoUsd(10), PicoUsd(1000), 5_000, 120, is_elastic=False))
+        )
+
+        assert isinstance(answer, Admitted)
+        assert (answer.output_tokens, answer.budgets[0].claim.amount_nanousd) == (120, 130)
+
+    async def test_a_call_that_costs_nothing_passes_a_budget_that_is_used_up(self, counters: Counters) -> None:
+        budget = money(0, hard=10)
+        await counters.seed(budget, NanoUsd(10))
+        assert is_admitted(
+            await counters.admit(reservation("c", budget, need=Need(NanoUsd(0), PicoUsd(0), 100, 1, is_elastic=True)))
+        )
+
+    async def test_an_elastic_claim_of_tokens_takes_what_is_left_but_no_less_than_it_needs(
+        self, counters: Counters
+    ) -> None:
+        claim = Claim(Scope.USER, "u1", Limit(LimitKind.TOKENS, 1_000, 60), 300, 100)
+        answers = [await counters.admit(reservation(f"c{i}", claim)) for i in range(5)]
+
+        taken = [answer.limits[0].claim.amount for answer in answers if isinstance(answer, Admitted)]
+        assert taken == [300, 300, 300, 100]
+        assert isinstance(answers[4], LimitRefused)
+
+    async def test_tokens_that_are_only_held_come_back_sooner_than_those_that_were_used(
+        self, counters: Counters, at: At
+    ) -> None:
+        at(NOW_MS)
+        for i in range(2):
+            assert is_admitted(await counters.admit(reservation(f"c{i}", tokens(1000, 500))))
+        held = await counters.admit(reservation("d", tokens(1000, 300)))
+        assert isinstance(held, LimitRefused)
+        assert held.retry_after_ms <= 1_000
+
+        for i in range(2):
+            await counters.settle(settlement(f"c{i}", tokens=450))
+        used = await counters.admit(reservation("e", tokens(1000, 300)))
+        assert isinstance(used, LimitRefused)
+        assert used.retry_after_ms >= 60_000
