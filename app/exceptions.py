@@ -296,12 +296,26 @@ class LimitReached(GatewayError):
 
 
 class RateLimited(LimitReached):
-    """`type` is the kind of limit: requests, tokens or concurrency. `retry_after_s` is true, not a guess."""
+    """`type` is the kind of limit: requests, tokens or concurrency. `retry_after_s` is true, not a guess.
 
-    def __init__(self, *, scope: str, kind: str, limit: int, window_s: int, retry_after_s: float) -> None:
+    `remaining` is what the limit had left, too little for this request; `reset_s` when more of it is free.
+    """
+
+    def __init__(
+        self,
+        *,
+        scope: str,
+        kind: str,
+        limit: int,
+        window_s: int,
+        retry_after_s: float,
+        remaining: int = 0,
+        reset_s: float | None = None,
+    ) -> None:
         what = f"{limit} {kind} at once" if kind == "concurrency" else f"{limit} {kind} per {window_s} s"
         super().__init__(f"This {scope} may use {what}.", type=kind, retry_after_s=retry_after_s)
         self.scope, self.kind, self.limit, self.window_s = scope, kind, limit, window_s
+        self.remaining, self.reset_s = remaining, retry_after_s if reset_s is None else reset_s
 
 
 class BudgetReserved(LimitReached):
@@ -389,6 +403,13 @@ class DependencyUnavailable(Unavailable):
 
     def __init__(self, what: str, *, retry_after_s: float = 2.0) -> None:
         super().__init__(f"The gateway cannot reach its {what} now.", retry_after_s=retry_after_s)
+
+
+class CounterStoreAway(DependencyUnavailable):
+    """Redis gave no good answer in time. What it was asked to do may have been done or not."""
+
+    def __init__(self) -> None:
+        super().__init__("counter store")
 
 
 class Overloaded(Unavailable):

@@ -55,7 +55,8 @@ async def supervise(chore: Chore, election: Election, clock: Clock) -> None:
             if not is_failing:
                 logger.warning("chore_waits", chore=chore.name, why=error.message)
         except Exception:  # noqa: BLE001 - the supervisor: one chore's fault must not end the process
-            logger.exception("chore_failed", chore=chore.name)
+            if not is_failing:
+                logger.exception("chore_failed", chore=chore.name)
         else:
             continue
         is_failing = True

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -21,7 +21,6 @@ import msgspec
 from app.clock import Clock
 from app.domain.call import Meter, Outcome
 from app.domain.identity import LogContent
-from app.domain.ids import unix_ms_of
 from app.domain.record import CallContent, CallRecord, decode_record, encode_record
 from app.exceptions import (
     AttemptFailed,
@@ -43,18 +42,32 @@ CONTENT_QUEUE_BYTES = 64 * 1024 * 1024
 CONTENT_BATCH = 50
 
 
+async def nobody(_: Sequence[CallRecord]) -> None:
+    """Is told of what was written, and does nothing."""
+
+
 class UsageLog:
     def __init__(
-        self, *, sink: UsageSink, store: UsageStore, clock: Clock, log_content: LogContent, content_max_bytes: int
+        self,
+        *,
+        sink: UsageSink,
+        store: UsageStore,
+        clock: Clock,
+        log_content: LogContent,
+        content_max_bytes: int,
+        on_written: Callable[[Sequence[CallRecord]], Awaitable[None]] = nobody,
     ) -> None:
+        """`on_written` is told of every batch after it was written, before it is confirmed; also of empty ones."""
         self._sink = sink
         self._store = store
         self._clock = clock
         self._log_content = log_content
         self._content_max_bytes = content_max_bytes
+        self._on_written = on_written
         self._contents: deque[CallContent] = deque()
         self._contents_bytes = 0
         self._content_arrived = asyncio.Event()
+        self._writing_contents = asyncio.Lock()
         self._unsent: deque[bytes] = deque()
         self.dropped_contents = 0
 
@@ -93,8 +106,10 @@ class UsageLog:
                 meter.http_status, meter.error_code, meter.error_reason = 200, error.error.code, error.reason
             case asyncio.CancelledError() | GeneratorExit():
                 meter.outcome = Outcome.CLIENT_CANCELLED if meter.has_client_left else Outcome.INTERRUPTED
+                if not meter.is_admitted:
+                    meter.outcome = Outcome.REFUSED  # nothing was reserved, nothing was sent
                 meter.http_status = 499 if meter.has_client_left else 503
-                meter.error_code = str(meter.outcome)
+                meter.error_code = str(Outcome.CLIENT_CANCELLED if meter.has_client_left else Outcome.INTERRUPTED)
             case _:
                 meter.outcome, meter.http_status = Outcome.INTERRUPTED, InternalError.status
                 meter.error_code = InternalError.code
@@ -111,15 +126,21 @@ class UsageLog:
 
     async def drain_once(self, *, wait_s: float = 1.0) -> int:
         """Move one batch from the sink to the ledger. Returns how many records it held."""
-        await self._send_unsent()
         batch = await self._sink.pending(limit=BATCH, wait_s=wait_s)
+        records = _readable(batch)
         if batch:
             try:
-                await self._store.write(_readable(batch))
+                await self._store.write(records)
             except RecordsRejected as error:
                 _park(batch, error)
+        await self._on_written(records)
+        if batch:
             await self._sink.confirm(batch)
         return len(batch)
+
+    @property
+    def has_contents(self) -> bool:
+        return bool(self._contents)
 
     async def write_contents(self) -> None:
         """Write what bodies wait, for ever."""
@@ -128,6 +149,11 @@ class UsageLog:
             await self.write_contents_once()
 
     async def write_contents_once(self) -> None:
+        # The stop of this process writes what is left, and the chore may be in the middle of it.
+        async with self._writing_contents:
+            await self._write_contents()
+
+    async def _write_contents(self) -> None:
         batch = [self._contents[i] for i in range(min(CONTENT_BATCH, len(self._contents)))]
         if batch:
             try:
@@ -140,10 +166,15 @@ class UsageLog:
         if not self._contents:
             self._content_arrived.clear()
 
-    async def _send_unsent(self) -> None:
+    async def send_unsent(self) -> None:
+        """Hand over what the sink could not take before. Every process does it for itself. Raises: DependencyUnavailable."""
         while self._unsent:
-            await self._sink.append(self._unsent[0])
-            self._unsent.popleft()
+            packed = self._unsent.popleft()  # taken out first: the stop of this process may send at the same moment
+            try:
+                await self._sink.append(packed)
+            except BaseException:
+                self._unsent.appendleft(packed)
+                raise
 
     # ── Bodies ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -163,7 +194,7 @@ class UsageLog:
         self._contents.append(
             CallContent(
                 request_id=meter.request_id,
-                created_at_ms=unix_ms_of(meter.request_id),
+                created_at_ms=meter.created_at_ms,
                 user_oid=meter.identity.user.oid,
                 request_body=request[:cap],
                 response_body=response[:cap],

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Protocol
 
-from app.domain.budget import BudgetClaim, BudgetState
+from app.domain.budget import NO_NEED, BudgetClaim, BudgetState, Need
 from app.domain.catalog import Catalog
 from app.domain.identity import Identity
 from app.domain.limits import Claim, ClaimState
@@ -30,12 +30,18 @@ class Reservation:
     budgets: tuple[BudgetClaim, ...]
     lease_s: int
     record: bytes = field(repr=False)
+    need: Need = NO_NEED
+    """What the budgets are to pay for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
+    """The states say what was claimed, and what there was before the claim (budgets) or is left after it (limits)."""
+
     limits: tuple[ClaimState, ...]
     budgets: tuple[BudgetState, ...]
+    output_tokens: int
+    """How many output tokens were reserved for; fewer than needed at most means that the budgets pay for no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +66,12 @@ class BudgetsUnseeded:
     claims: tuple[BudgetClaim, ...]
 
 
-Admission = Admitted | LimitRefused | BudgetRefused | BudgetsUnseeded
+@dataclass(frozen=True, slots=True)
+class EpochLost:
+    """The store has lost its memory: what is running must be told to it again, then admit again."""
+
+
+Admission = Admitted | LimitRefused | BudgetRefused | BudgetsUnseeded | EpochLost
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +93,10 @@ class Counters(Protocol):
         """Correct the counters to the truth, release the rest and append the record; a repeat changes nothing."""
         ...
 
+    async def grow(self, call_id: str, output_tokens: int) -> int:
+        """Reserve for so many output tokens in all. Returns how many are reserved for now: fewer, where there is no more money."""
+        ...
+
     async def release(self, call_id: str) -> None:
         """Give back a reservation whose call never reached an upstream: nothing was used, nothing is recorded."""
         ...
@@ -90,8 +105,8 @@ class Counters(Protocol):
         """Create an absent budget counter with what the ledger says; one that exists is left alone."""
         ...
 
-    async def renew(self, call_ids: Sequence[str], lease_s: int) -> None:
-        """Extend the leases of calls that are still running."""
+    async def renew(self, call_ids: Sequence[str], lease_s: int) -> list[str]:
+        """Extend the leases of calls that are still running. Returns those that hold none any more: others may have their money."""
         ...
 
     async def expire_leases(self, limit: int) -> int:
@@ -103,6 +118,66 @@ class Counters(Protocol):
         ...
 
     async def limit_states(self, claims: Sequence[Claim]) -> list[ClaimState]: ...
+
+
+# ── What outlives a loss of memory ────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """How long the store has forgotten nothing. `drained` is the position up to which records are in the ledger ("" = unknown)."""
+
+    token: str
+    born_ms: int
+    now_ms: int
+    drained: str
+    processes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SeedTicket:
+    """Leave to count one budget from the ledger; void once another record for that budget has come in."""
+
+    position: str
+
+
+@dataclass(frozen=True, slots=True)
+class SeedingTooEarly:
+    """Records that belong to the budget are still on their way to the ledger, or processes have not told yet what they know."""
+
+    retry_after_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """`position` is the record's in the stream. `unknown_in` names the epoch in which no reservation was found, if none was."""
+
+    position: str
+    unknown_in: str | None = None
+
+
+class SharedCounters(Counters, Protocol):
+    """Counters that all processes share, in a store that may forget."""
+
+    async def epoch(self) -> Epoch:
+        """The present epoch; begins one where there is none. The asking process is counted as living."""
+        ...
+
+    async def reassert(self, reservation: Reservation, admitted: Admitted) -> None:
+        """Tell again of a call that runs; one that is known is left alone."""
+        ...
+
+    async def book(self, settlement: Settlement, budgets: Sequence[str]) -> Settled:
+        """Settle; where no reservation is found, book the cost in the budgets whose counters are named, once."""
+        ...
+
+    async def may_seed(self, claim: BudgetClaim) -> SeedTicket | SeedingTooEarly | EpochLost | None:
+        """Ask before the ledger is read. None: it is seeded already."""
+        ...
+
+    async def seed_with(self, ticket: SeedTicket, claim: BudgetClaim, spent: NanoUsd) -> bool:
+        """False when the ticket is void: ask again, read again."""
+        ...
 
 
 # ── The record's way to SQL ──────────────────────────────────────────────────────────────────────────────────────────

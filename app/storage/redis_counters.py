@@ -1,45 +1,69 @@
-"""Counters and UsageSink on Redis: five scripts and one stream. What they hold can be rebuilt from SQL, or is on its way there.
+"""Counters and UsageSink on Redis: scripts and one stream. What they hold can be rebuilt from SQL, or is on its way there.
 
-Names: `ag:l:…` windows and slots of limits · `ag:b:…` budgets · `ag:call:…` reservations · `ag:leases` · `ag:ledger`, the stream.
+Names: `ag:l:…` windows and slots of limits · `ag:b:…` budgets · `ag:call:…` reservations · `ag:leases` · `ag:ledger`, the stream ·
+`ag:drained`, how far it is in SQL · `ag:epoch`, missing once memory was lost · `ag:processes`, who lives.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
-from app.domain.budget import BudgetClaim, BudgetState
+from app.domain.budget import BudgetClaim, BudgetState, Need, ReserveMode
 from app.domain.limits import SLOTS, Claim, ClaimState, LimitKind
 from app.domain.money import NanoUsd
-from app.redis_client import RedisClient, Script
+from app.redis_client import Greeting, RedisClient, Script
 from app.storage.ports import (
     Admission,
     Admitted,
     BudgetRefused,
     BudgetsUnseeded,
+    Epoch,
+    EpochLost,
     LimitRefused,
     PendingRecord,
     Reservation,
+    SeedingTooEarly,
+    SeedTicket,
+    Settled,
     Settlement,
 )
 
 ADMIT = Script.load("admit")
+CONFIRM = Script.load("confirm")
+EPOCH = Script.load("epoch")
 SETTLE = Script.load("settle")
 EXPIRE = Script.load("expire")
+GROW = Script.load("grow")
+MAY_SEED = Script.load("may_seed")
+REASSERT = Script.load("reassert")
 RENEW = Script.load("renew")
 SEED = Script.load("seed")
 WINDOW = Script.load("window")
 
+BUDGET_PREFIX = "ag:b:"
 CALL_PREFIX = "ag:call:"
 LEASES = "ag:leases"
 LEDGER = "ag:ledger"
+DRAINED = "ag:drained"
+EPOCH_KEY = "ag:epoch"
+PROCESSES = "ag:processes"
+
+EPOCH_KEYS = (EPOCH_KEY, LEASES, DRAINED, PROCESSES)
 
 KIND_LETTER = {LimitKind.REQUESTS: "r", LimitKind.TOKENS: "t", LimitKind.CONCURRENCY: "c"}
 BUDGET_KEPT_AFTER_END_MS = 8 * 24 * 3600 * 1000
 """A budget's counter outlives its period by this much, for calls that settle late and for looking back."""
+
+QUARANTINE_MS = 1_500
+"""After a loss of memory, how long processes have to tell again what they know: three times their interval of looking."""
+LIVING_MS = 5_000
+"""A process that has not asked for the epoch for this long is not counted as living."""
 
 _pack = msgspec.msgpack.Encoder().encode
 
@@ -47,15 +71,19 @@ _pack = msgspec.msgpack.Encoder().encode
 class RedisCounters:
     """`now_ms` replaces the server's clock in tests; None means the server's own, the one clock all replicas share."""
 
-    def __init__(self, redis: RedisClient) -> None:
+    def __init__(self, redis: RedisClient, *, process_id: str = "", quarantine_ms: int = QUARANTINE_MS) -> None:
         self._redis = redis
+        self._process_id = process_id
+        self._quarantine_ms = quarantine_ms
         self.now_ms: int | None = None
+        redis.greeting = Greeting(EPOCH, EPOCH_KEYS, self._epoch_arguments)
 
     async def admit(self, reservation: Reservation) -> Admission:
-        claims, budgets = reservation.claims, reservation.budgets
+        claims, budgets, need = reservation.claims, reservation.budgets, reservation.need
         packed = (
             [_packed_claim(claim) for claim in claims],
             [_packed_budget(claim) for claim in budgets],
+            _packed_need(need),
         )
         answer = await self._redis.run(
             ADMIT,
@@ -64,57 +92,102 @@ class RedisCounters:
                 LEASES,
                 *(item[0] for item in packed[0]),
                 *(item[0] for item in packed[1]),
+                EPOCH_KEY,
             ],
             [reservation.call_id, self._now(), reservation.lease_s * 1000, reservation.record, _pack(packed)],
         )
         match answer[0]:
             case 0:
-                n = 2 + 2 * len(claims)
-                return Admitted(
-                    tuple(ClaimState(c, answer[2 + 2 * i], answer[3 + 2 * i]) for i, c in enumerate(claims)),
-                    tuple(
-                        BudgetState(c, NanoUsd(answer[n + 2 * i]), NanoUsd(answer[n + 1 + 2 * i]))
-                        for i, c in enumerate(budgets)
-                    ),
-                )
+                return _admitted(reservation, answer)
             case 1:
                 return LimitRefused(ClaimState(claims[answer[1] - 1], answer[2], answer[3]), answer[3])
             case 2:
                 return BudgetRefused(BudgetState(budgets[answer[1] - 1], NanoUsd(answer[2]), NanoUsd(answer[3])))
+            case 4:
+                return EpochLost()
             case _:
                 return BudgetsUnseeded(tuple(budgets[i - 1] for i in answer[1:]))
 
     async def settle(self, settlement: Settlement) -> None:
-        await self._redis.run(
+        await self.book(settlement, ())
+
+    async def book(self, settlement: Settlement, budgets: Sequence[str]) -> Settled:
+        ended, position, *epoch = await self._redis.run(
             SETTLE,
-            [CALL_PREFIX + settlement.call_id, LEASES, LEDGER],
-            [settlement.call_id, settlement.cost_nanousd, settlement.tokens, settlement.record],
+            [CALL_PREFIX + settlement.call_id, LEASES, LEDGER, EPOCH_KEY],
+            [
+                settlement.call_id,
+                settlement.cost_nanousd,
+                settlement.tokens,
+                settlement.record,
+                _pack([BUDGET_PREFIX + budget for budget in budgets]) if budgets else b"",
+            ],
         )
+        return Settled(position.decode(), None if ended else epoch[0].decode())
+
+    async def grow(self, call_id: str, output_tokens: int) -> int:
+        granted: int = await self._redis.run(GROW, [CALL_PREFIX + call_id], [output_tokens])
+        return max(0, granted)
 
     async def release(self, call_id: str) -> None:
-        await self._redis.run(SETTLE, [CALL_PREFIX + call_id, LEASES, LEDGER], [call_id, 0, 0, b""])
+        await self._redis.run(SETTLE, [CALL_PREFIX + call_id, LEASES, LEDGER, EPOCH_KEY], [call_id, 0, 0, b"", b""])
 
     async def seed(self, claim: BudgetClaim, spent: NanoUsd) -> None:
-        ends_at = claim.period.ends_at
-        forget = "" if ends_at is None else int(ends_at.timestamp() * 1000) + BUDGET_KEPT_AFTER_END_MS
-        await self._redis.run(SEED, [_budget_key(claim)], [spent, forget])
+        await self._redis.run(SEED, [_budget_key(claim)], [spent, _forget_at(claim), ""])
 
-    async def renew(self, call_ids: Sequence[str], lease_s: int) -> None:
-        await self._redis.run(RENEW, [LEASES], [self._now(), lease_s * 1000, CALL_PREFIX, *call_ids])
+    async def seed_with(self, ticket: SeedTicket, claim: BudgetClaim, spent: NanoUsd) -> bool:
+        return bool(await self._redis.run(SEED, [_budget_key(claim)], [spent, _forget_at(claim), ticket.position]))
+
+    async def may_seed(self, claim: BudgetClaim) -> SeedTicket | SeedingTooEarly | EpochLost | None:
+        answer = await self._redis.run(MAY_SEED, [_budget_key(claim), EPOCH_KEY, LEDGER], [self._quarantine_ms])
+        match answer[0]:
+            case 1:
+                return SeedTicket(answer[1].decode())
+            case 0:
+                return SeedingTooEarly(answer[1])
+            case 2:
+                return None
+            case _:
+                return EpochLost()
+
+    async def epoch(self) -> Epoch:
+        token, born_ms, now_ms, drained, processes = await self._redis.run(EPOCH, EPOCH_KEYS, self._epoch_arguments())
+        return Epoch(token.decode(), born_ms, now_ms, drained.decode(), processes)
+
+    async def reassert(self, reservation: Reservation, admitted: Admitted) -> None:
+        packed = _pack(
+            (
+                [_packed_claim(state.claim) for state in admitted.limits],
+                [_packed_budget(state.claim, state.claim.amount_nanousd) for state in admitted.budgets],
+                _packed_need(reservation.need),
+            )
+        )
+        await self._redis.run(
+            REASSERT,
+            [CALL_PREFIX + reservation.call_id, LEASES],
+            [reservation.call_id, self._now(), reservation.lease_s * 1000, reservation.record, packed],
+        )
+
+    async def renew(self, call_ids: Sequence[str], lease_s: int) -> list[str]:
+        gone = await self._redis.run(RENEW, [LEASES], [self._now(), lease_s * 1000, CALL_PREFIX, *call_ids])
+        return [call_id.decode() for call_id in gone]
 
     async def expire_leases(self, limit: int) -> int:
         ended: int = await self._redis.run(EXPIRE, [LEASES, LEDGER], [self._now(), limit, CALL_PREFIX])
         return ended
 
     async def budget_states(self, claims: Sequence[BudgetClaim]) -> list[BudgetState | None]:
-        states: list[BudgetState | None] = []
+        if not claims:
+            return []
         async with self._redis.bounded() as redis:
+            pipeline = redis.pipeline(transaction=False)
             for claim in claims:
-                spent, reserved = await redis.hmget(_budget_key(claim), ["s", "r"])
-                states.append(
-                    None if spent is None else BudgetState(claim, NanoUsd(int(spent)), NanoUsd(int(reserved or 0)))
-                )
-        return states
+                pipeline.hmget(_budget_key(claim), ["s", "r"])
+            answers = await pipeline.execute()
+        return [
+            None if spent is None else BudgetState(claim, NanoUsd(int(spent)), NanoUsd(int(reserved or 0)))
+            for claim, (spent, reserved) in zip(claims, answers, strict=True)
+        ]
 
     async def limit_states(self, claims: Sequence[Claim]) -> list[ClaimState]:
         return list(await asyncio.gather(*(self._limit_state(claim) for claim in claims)))
@@ -127,6 +200,9 @@ class RedisCounters:
             return ClaimState(claim, max(0, claim.limit.limit - int(taken)), 0)
         total, reset_ms = await self._redis.run(WINDOW, [key], [self._now(), window_ms, slot_width_ms(window_ms)])
         return ClaimState(claim, max(0, claim.limit.limit - total), reset_ms)
+
+    def _epoch_arguments(self) -> list[str | int]:
+        return [os.urandom(8).hex(), self._process_id, LIVING_MS, BUDGET_PREFIX + "*", CALL_PREFIX]
 
     def _now(self) -> int | str:
         return "" if self.now_ms is None else self.now_ms
@@ -149,8 +225,7 @@ class RedisUsageSink:
         return [PendingRecord(entry_id.decode(), fields[b"r"]) for entry_id, fields in entries]
 
     async def confirm(self, records: Sequence[PendingRecord]) -> None:
-        async with self._redis.bounded(2.0) as redis:
-            await redis.xdel(LEDGER, *(record.position for record in records))
+        await self._redis.run(CONFIRM, [LEDGER, DRAINED], [record.position for record in records])
 
     async def depth(self) -> int:
         async with self._redis.bounded() as redis:
@@ -166,10 +241,31 @@ def _limit_key(claim: Claim) -> str:
 
 
 def _budget_key(claim: BudgetClaim) -> str:
-    return f"ag:b:{claim.counter}"
+    return BUDGET_PREFIX + claim.counter
 
 
-def _packed_claim(claim: Claim) -> tuple[str, str, int, int, int, int]:
+def _forget_at(claim: BudgetClaim) -> int | str:
+    ends_at = claim.period.ends_at
+    return "" if ends_at is None else int(ends_at.timestamp() * 1000) + BUDGET_KEPT_AFTER_END_MS
+
+
+def _admitted(reservation: Reservation, answer: list[int]) -> Admitted:
+    """Read the script's answer: 0, now, granted tokens, then three numbers for each limit and for each budget."""
+    budgets_at = 3 + 3 * len(reservation.claims)
+    limits = tuple(
+        ClaimState(replace(claim, amount=answer[at + 2]), answer[at], answer[at + 1])
+        for at, claim in zip(range(3, budgets_at, 3), reservation.claims, strict=True)
+    )
+    budgets = tuple(
+        BudgetState(
+            replace(claim, amount_nanousd=NanoUsd(answer[at + 2])), NanoUsd(answer[at]), NanoUsd(answer[at + 1])
+        )
+        for at, claim in zip(range(budgets_at, len(answer), 3), reservation.budgets, strict=True)
+    )
+    return Admitted(limits, budgets, answer[2])
+
+
+def _packed_claim(claim: Claim) -> tuple[str, str, int, int, int, int, int]:
     window_ms = claim.limit.window_s * 1000
     return (
         _limit_key(claim),
@@ -178,9 +274,23 @@ def _packed_claim(claim: Claim) -> tuple[str, str, int, int, int, int]:
         window_ms,
         slot_width_ms(window_ms),
         claim.amount,
+        claim.amount if claim.least is None else claim.least,
     )
 
 
-def _packed_budget(claim: BudgetClaim) -> tuple[str, int, int, int]:
+def _packed_budget(claim: BudgetClaim, reserved: int = 0) -> tuple[str, int, int, int, int]:
+    """As admit.lua reads it (what is reserved it computes itself), or as it keeps it."""
     hard = claim.budget.hard_limit_nanousd
-    return (_budget_key(claim), -1 if hard is None else hard, claim.amount_nanousd, claim.lost_nanousd)
+    is_expected = claim.budget.reserve is ReserveMode.EXPECTED
+    return (_budget_key(claim), -1 if hard is None else hard, reserved, claim.lost_nanousd, int(is_expected))
+
+
+def _packed_need(need: Need) -> tuple[int, int, int, int, int, int]:
+    return (
+        need.fixed_nanousd,
+        need.unit_picousd,
+        need.max_output_tokens,
+        need.floor_tokens,
+        int(need.is_elastic),
+        need.expected_tokens,
+    )

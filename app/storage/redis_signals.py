@@ -22,8 +22,18 @@ class RedisElection:
         self._redis = redis
         self._process_id = process_id
 
+        self._held: set[str] = set()
+
     async def leads(self, office: str) -> bool:
-        return bool(await self._redis.run(LEAD, [f"ag:office:{office}"], [self._process_id, OFFICE_MS]))
+        is_mine = bool(await self._redis.run(LEAD, [f"ag:office:{office}"], [self._process_id, OFFICE_MS]))
+        (self._held.add if is_mine else self._held.discard)(office)
+        return is_mine
+
+    async def resign(self) -> None:
+        """Give up every office held, so that another process takes over at once."""
+        for office in list(self._held):
+            await self._redis.run(LEAD, [f"ag:office:{office}"], [self._process_id, 1])
+            self._held.discard(office)
 
 
 class RedisSignals:

@@ -32,8 +32,8 @@ from app.storage.sql_rows import (
 
 log = logging.getLogger("gateway.catalog")
 
-FallbackPrice = Callable[[str, str], Price | None]
-"""The price map's price of an upstream model at a kind of provider, where it knows one."""
+FallbackPrice = Callable[[str, str, str], Price | None]
+"""The price map's price of an upstream model at a kind of provider and an address, where it knows one."""
 
 _models = select(
     models,
@@ -159,7 +159,7 @@ class SqlCatalogStore:
         ]
 
     def _mapped(self, endpoint: Endpoint) -> Price | None:
-        return self._fallback_price(endpoint.provider.value, endpoint.upstream_model)
+        return self._fallback_price(endpoint.provider.value, endpoint.upstream_model, endpoint.api_base)
 
     def _report(self, left_out: list[EndpointLeftOut]) -> None:
         for endpoint in left_out:

@@ -19,7 +19,7 @@ from app.domain.catalog import HealthCheck, HealthCheckKind, Timeouts
 from app.domain.identity import Network, Overflow, OverflowMode
 from app.domain.limits import Limit, LimitKind, Scope
 from app.domain.money import NanoUsd, PicoUsd
-from app.domain.pricing import Price, Rates, Tier
+from app.domain.pricing import Price, Rates, ServiceTier, Tier
 from app.models.tables import budgets, limits
 
 AnyRow = Row[*tuple[Any, ...]]
@@ -131,10 +131,18 @@ class RatesShape(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     reasoning: int | None = None
     audio_input: int | None = None
     audio_output: int | None = None
+    cached_audio_input: int | None = None
+    image_input: int | None = None
+    image_output: int | None = None
 
 
 class TierShape(RatesShape, frozen=True, omit_defaults=True, kw_only=True):
     above_prompt_tokens: int
+
+
+class ServiceTierShape(RatesShape, frozen=True, omit_defaults=True, kw_only=True):
+    name: str
+    tiers: tuple[TierShape, ...] = ()
 
 
 class PriceShape(RatesShape, frozen=True, omit_defaults=True, kw_only=True):
@@ -143,27 +151,45 @@ class PriceShape(RatesShape, frozen=True, omit_defaults=True, kw_only=True):
     request: int = 0
     image: int = 0
     tiers: tuple[TierShape, ...] = ()
+    service_tiers: tuple[ServiceTierShape, ...] = ()
 
 
 def price_of(price_id: str, rates: object) -> Price:
     """The price in a `prices` row whose `rates` is not null. Raises: msgspec.ValidationError for another shape."""
     shape = msgspec.convert(rates, PriceShape)
-    tiers = sorted(shape.tiers, key=lambda tier: tier.above_prompt_tokens)
     return Price(
         id=price_id,
         rates=_rates(shape),
-        tiers=tuple(Tier(tier.above_prompt_tokens, _rates(tier)) for tier in tiers),
+        tiers=_tiers(shape.tiers),
         request=PicoUsd(shape.request),
         image=PicoUsd(shape.image),
+        service_tiers=tuple(ServiceTier(each.name, _rates(each), _tiers(each.tiers)) for each in shape.service_tiers),
     )
 
 
 def rates_value(price: Price) -> dict[str, object]:
     """The value for `prices.rates`; `price_of` reads it back."""
-    tiers = tuple(TierShape(above_prompt_tokens=t.above_prompt_tokens, **_units(t.rates)) for t in price.tiers)
-    shape = PriceShape(**_units(price.rates), request=price.request, image=price.image, tiers=tiers)
+    shape = PriceShape(
+        **_units(price.rates),
+        request=price.request,
+        image=price.image,
+        tiers=_tier_shapes(price.tiers),
+        service_tiers=tuple(
+            ServiceTierShape(name=each.name, **_units(each.rates), tiers=_tier_shapes(each.tiers))
+            for each in price.service_tiers
+        ),
+    )
     value: dict[str, object] = msgspec.to_builtins(shape)
     return value
+
+
+def _tiers(shapes: tuple[TierShape, ...]) -> tuple[Tier, ...]:
+    ordered = sorted(shapes, key=lambda tier: tier.above_prompt_tokens)
+    return tuple(Tier(tier.above_prompt_tokens, _rates(tier)) for tier in ordered)
+
+
+def _tier_shapes(tiers: tuple[Tier, ...]) -> tuple[TierShape, ...]:
+    return tuple(TierShape(above_prompt_tokens=tier.above_prompt_tokens, **_units(tier.rates)) for tier in tiers)
 
 
 _UNITS = RatesShape.__struct_fields__

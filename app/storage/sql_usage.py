@@ -6,7 +6,10 @@ How a batch is written:
 2. Missing partitions are made.
 3. In one transaction: the records go in, those already there are ignored, and the sums of those really new are added to
    the rollups. Records and rollup rows are written in sorted order, so that two writers never wait for each other.
-4. If the database refuses the batch because of its content, it is halved until the record at fault stands alone. All
+4. One kind of row does change: `lost` says that nobody knows what became of a call. When a record that knows arrives later,
+   it takes that row's place, and the rollups are corrected by the difference in the same transaction. The other way round,
+   a `lost` record that comes after the truth is ignored: whatever their order, the same sums remain.
+5. If the database refuses the batch because of its content, it is halved until the record at fault stands alone. All
    others are written; then `RecordsRejected` names the ones that could not be.
 """
 
@@ -19,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -43,6 +46,8 @@ log = logging.getLogger("gateway.ledger")
 
 MAX_DETAIL_BYTES = 256 * 1024
 """An explanation is a few kilobytes; one larger than this is no explanation any more."""
+MAX_COST_LINES = 100
+"""A bill has a dozen lines at most."""
 MAX_BATCH = 2_000
 """Records in one statement: enough to make round trips cheap, little enough to stay far below the statement timeout."""
 COMPRESSION = 1
@@ -62,8 +67,9 @@ class SqlUsageStore:
         self._months: set[Month] = set()
 
     async def write(self, records: Sequence[CallRecord]) -> int:
-        """Returns how many were new. Raises: RecordsRejected after the others were written."""
-        ordered = sorted({record.request_id: record for record in map(_fit_to_store, records)}.values(), key=_id)
+        """Returns how many were new (one that takes the place of a `lost` row is not). Raises: RecordsRejected after the
+        others were written."""
+        ordered = sorted(_one_for_each_call(map(_fit_to_store, records)), key=_id)
         return await self._write_all(ordered, self._write_records)
 
     async def write_content(self, contents: Sequence[CallContent]) -> None:
@@ -76,7 +82,7 @@ class SqlUsageStore:
         if claim.scope is Scope.KEY and not is_uuid(claim.scope_id):
             return NanoUsd(0)
         async with transaction(self._engine, within_s=QUICK_S) as connection:
-            spent = (await connection.execute(_spent_statement(claim))).scalar_one()
+            spent = (await connection.execute(spent_statement(claim))).scalar_one()
         return NanoUsd(int(spent))
 
     async def ensure_partitions(self, *moments: datetime) -> list[str]:
@@ -120,13 +126,18 @@ class SqlUsageStore:
         return 0
 
     async def _write_records(self, records: Sequence[CallRecord]) -> int:
-        ledger = [record for record in records if not record.is_refusal]
         refusals = [record for record in records if record.is_refusal]
         await self.ensure_partitions(*map(_time_of, records))
         async with transaction(self._engine) as connection:
-            new = await _insert(connection, LEDGER_INSERT, _LEDGER_FIELDS, ledger)
+            await _take_turns(connection, has_lost=any(map(_is_lost, records)), has_refusals=bool(refusals))
             new_refusals = await _insert(connection, REFUSED_INSERT, _REFUSED_FIELDS, refusals)
-            await _add_to_rollups(connection, [record for record in ledger if record.request_id in new])
+            ledger = await _without_those_refused(connection, [record for record in records if not record.is_refusal])
+            new = await _insert(connection, LEDGER_INSERT, _LEDGER_FIELDS, ledger)
+            known = [record for record in ledger if record.request_id not in new and not _is_lost(record)]
+            replaced = await _replace_lost(connection, known, refusals)
+            found = {record.request_id for record in replaced}
+            added = [record for record in ledger if record.request_id in new or record.request_id in found]
+            await _add_to_rollups(connection, added, replaced)
         return len(new) + len(new_refusals)
 
     async def _write_contents(self, contents: Sequence[CallContent]) -> int:
@@ -183,14 +194,17 @@ _CONTENT_TYPES = {
     "response_body": "bytea",
     "is_truncated": "bool",
 }
-_SUMS = (
+NO_ERRORS = ("ok", "client_cancelled")
+"""Outcomes that are what the caller asked for; all others count as errors."""
+SUMS = (
     *("requests", "errors", "prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens"),
     "cost_nanousd",
 )
+ROLLUP_KEY = ("hour", "user_oid", "key_id", "app_id", "model", "endpoint_id")
 _ROLLUP_TYPES = {
     "hour": "timestamptz",
-    **dict.fromkeys(("user_oid", "key_id", "app_id", "model", "endpoint_id"), "text"),
-    **dict.fromkeys(_SUMS, "int8"),
+    **dict.fromkeys(ROLLUP_KEY[1:], "text"),
+    **dict.fromkeys(SUMS, "int8"),
 }
 
 
@@ -207,7 +221,15 @@ CONTENT_INSERT = f"{_insert_arrays('usage_content', _CONTENT_TYPES)} ON CONFLICT
 ROLLUP_UPSERT = (
     f"{_insert_arrays('usage_rollups', _ROLLUP_TYPES)} "
     "ON CONFLICT (hour, user_oid, key_id, app_id, model, endpoint_id) DO UPDATE SET "
-    + ", ".join(f"{name} = usage_rollups.{name} + excluded.{name}" for name in _SUMS)
+    + ", ".join(f"{name} = usage_rollups.{name} + excluded.{name}" for name in SUMS)
+)
+ROLLUP_DELETE = (
+    "DELETE FROM usage_rollups USING unnest("  # noqa: S608 - ours
+    + ", ".join(f"${number}::{_ROLLUP_TYPES[name]}[]" for number, name in enumerate(ROLLUP_KEY, 1))
+    + f") AS given ({', '.join(ROLLUP_KEY)}) WHERE "
+    + " AND ".join(f"usage_rollups.{name} = given.{name}" for name in ROLLUP_KEY)
+    + " AND "
+    + " AND ".join(f"usage_rollups.{name} = 0" for name in SUMS)
 )
 
 
@@ -221,28 +243,122 @@ async def _insert(
     return {str(new_id) for (new_id,) in await connection.exec_driver_sql(statement, columns)}
 
 
-async def _add_to_rollups(connection: AsyncConnection, records: Iterable[CallRecord]) -> None:
-    rows = rollups_of(records)
+# ── Lost, and found ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+LOST_LOCK = 7_235_142_930_414
+"""Told apart by the table they are in, a refusal and a `lost` record of one call do not meet in an index. They meet here:
+who writes refusals shares this lock, who writes `lost` records (they are rare) has it alone."""
+
+_CALLS = "unnest($1::timestamptz[], $2::uuid[]) AS given (created_at, request_id)"
+_SAME_CALL = "usage_records.created_at = given.created_at AND usage_records.request_id = given.request_id"
+LOST_SELECT = (
+    f"SELECT {', '.join(f'usage_records.{name}' for name in _LEDGER_TYPES if name != 'detail')} FROM usage_records "  # noqa: S608
+    f"JOIN {_CALLS} ON {_SAME_CALL} WHERE outcome = 'lost' ORDER BY usage_records.request_id FOR UPDATE OF usage_records"
+)
+LOST_DELETE = f"DELETE FROM usage_records USING {_CALLS} WHERE {_SAME_CALL}"  # noqa: S608 - ours
+REFUSED_SELECT = (
+    f"SELECT refused_calls.request_id FROM refused_calls JOIN {_CALLS} "  # noqa: S608 - ours
+    "ON refused_calls.created_at = given.created_at AND refused_calls.request_id = given.request_id"
+)
+
+
+async def _take_turns(connection: AsyncConnection, *, has_lost: bool, has_refusals: bool) -> None:
+    if has_lost or has_refusals:
+        lock = "pg_advisory_xact_lock" if has_lost else "pg_advisory_xact_lock_shared"
+        await connection.exec_driver_sql(f"SELECT {lock}($1)", (LOST_LOCK,))
+
+
+async def _without_those_refused(connection: AsyncConnection, ledger: list[CallRecord]) -> list[CallRecord]:
+    """Without the `lost` records of calls that are known to have been refused: such a call never reached an upstream."""
+    lost = [record for record in ledger if _is_lost(record)]
+    if not lost:
+        return ledger
+    found = await connection.exec_driver_sql(REFUSED_SELECT, _calls(lost))
+    refused = {str(request_id) for (request_id,) in found}
+    return [record for record in ledger if not (_is_lost(record) and record.request_id in refused)]
+
+
+async def _replace_lost(
+    connection: AsyncConnection, known: Sequence[CallRecord], refusals: Sequence[CallRecord]
+) -> list[CallRecord]:
+    """Put these records where the ledger has their calls as `lost`; those of refused calls go without a successor.
+
+    Returns the rows that are gone. All of them are locked in one sorted statement, before any is touched.
+    """
+    if not known and not refusals:
+        return []
+    found = (await connection.exec_driver_sql(LOST_SELECT, _calls([*known, *refusals]))).mappings().all()
+    gone = [_lost_record(dict(row)) for row in found]
+    if gone:
+        await connection.exec_driver_sql(LOST_DELETE, _calls(gone))
+        ids = {record.request_id for record in gone}
+        await _insert(connection, LEDGER_INSERT, _LEDGER_FIELDS, [r for r in known if r.request_id in ids])
+    return gone
+
+
+def _lost_record(row: dict[str, Any]) -> CallRecord:
+    created_at: datetime = row.pop("created_at")
+    ids = {name: None if row[name] is None else str(row[name]) for name in _IDS}
+    since = created_at - datetime(1970, 1, 1, tzinfo=UTC)
+    return CallRecord(**{**row, **ids}, created_at_ms=since // timedelta(milliseconds=1), detail=RecordDetail())
+
+
+def _calls(records: Sequence[CallRecord]) -> tuple[list[datetime], list[str]]:
+    return [_time_of(record) for record in records], [record.request_id for record in records]
+
+
+def _is_lost(record: CallRecord) -> bool:
+    return record.outcome == "lost"
+
+
+def _one_for_each_call(records: Iterable[CallRecord]) -> Iterable[CallRecord]:
+    """The first of each call, unless that one is `lost` and a later one knows more."""
+    first: dict[str, CallRecord] = {}
+    for record in records:
+        if record.request_id not in first or (_is_lost(first[record.request_id]) and not _is_lost(record)):
+            first[record.request_id] = record
+    return first.values()
+
+
+# ── Rollups ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _add_to_rollups(
+    connection: AsyncConnection, added: Iterable[CallRecord], removed: Sequence[CallRecord]
+) -> None:
+    rows = rollups_of(added, removed)
     if rows:
         await connection.exec_driver_sql(ROLLUP_UPSERT, tuple(list(column) for column in zip(*rows, strict=True)))
+    if removed:  # what a lost call was booked under may be nobody's now (it had no endpoint yet, say)
+        keys = sorted({_rollup_key(record) for record in removed})
+        await connection.exec_driver_sql(ROLLUP_DELETE, tuple(list(column) for column in zip(*keys, strict=True)))
 
 
 RollupKey = tuple[datetime, str, str, str, str, str]
 
 
-def rollups_of(records: Iterable[CallRecord]) -> list[tuple[object, ...]]:
-    """What these records add to the rollups, sorted: hour, user, key, app, model, endpoint and then the sums."""
-    sums: defaultdict[RollupKey, list[int]] = defaultdict(lambda: [0] * len(_SUMS))
-    for record in records:
-        row = sums[_rollup_key(record)]
-        row[0] += 1
-        row[1] += record.outcome not in ("ok", "client_cancelled")
-        row[2] += record.prompt_tokens
-        row[3] += record.completion_tokens
-        row[4] += record.cached_tokens
-        row[5] += record.reasoning_tokens
-        row[6] += record.cost_nanousd
+def rollups_of(added: Iterable[CallRecord], removed: Iterable[CallRecord] = ()) -> list[tuple[object, ...]]:
+    """What these records change in the rollups, sorted: hour, user, key, app, model, endpoint and then the sums."""
+    sums: defaultdict[RollupKey, list[int]] = defaultdict(lambda: [0] * len(SUMS))
+    for sign, records in ((1, added), (-1, removed)):
+        for record in records:
+            row = sums[_rollup_key(record)]
+            for position, amount in enumerate(_amounts(record)):
+                row[position] += sign * amount
     return [(*key, *sums[key]) for key in sorted(sums)]
+
+
+def _amounts(record: CallRecord) -> tuple[int, ...]:
+    """In the order of `SUMS`."""
+    return (
+        1,
+        int(record.outcome not in NO_ERRORS),
+        record.prompt_tokens,
+        record.completion_tokens,
+        record.cached_tokens,
+        record.reasoning_tokens,
+        record.cost_nanousd,
+    )
 
 
 def _rollup_key(record: CallRecord) -> RollupKey:
@@ -299,7 +415,7 @@ _to_json = msgspec.json.Encoder().encode
 
 
 def detail_json(record: CallRecord) -> str:
-    """The explanation as JSON that PostgreSQL takes; of an absurdly large one only the numbers."""
+    """The explanation as JSON that PostgreSQL takes; of an absurdly large one only the numbers (the bill must stay provable)."""
     packed = _to_json(record.detail)
     if len(packed) > MAX_DETAIL_BYTES:
         detail = record.detail
@@ -308,6 +424,7 @@ def detail_json(record: CallRecord) -> str:
                 estimated_prompt_tokens=detail.estimated_prompt_tokens,
                 estimated_completion_tokens=detail.estimated_completion_tokens,
                 capped_max_tokens=detail.capped_max_tokens,
+                arithmetic=detail.arithmetic[:MAX_COST_LINES],
                 usage=detail.usage,
             )
         )
@@ -400,7 +517,7 @@ _LEDGER_HOLDER = {
 }
 
 
-def _spent_statement(claim: BudgetClaim) -> Select[int]:
+def spent_statement(claim: BudgetClaim) -> Select[int]:
     of_holder = _ROLLUP_HOLDER[claim.scope] == claim.scope_id
     start, end = claim.period.starts_at, claim.period.ends_at
     if start is None or end is None:

@@ -22,7 +22,7 @@ from app.database import open_engine
 from app.embedded import PostgresServer
 from app.storage.migrate import migrate
 
-for suite in ("conform_usage", "conform_identity", "conform_catalog"):
+for suite in ("conform_usage", "conform_lost", "conform_identity", "conform_catalog"):
     pytest.register_assert_rewrite(f"tests.storage.{suite}")  # before anybody imports them
 
 TEMPLATE = "gateway_template"

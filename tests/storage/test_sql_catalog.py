@@ -18,7 +18,7 @@ from tests.storage.conform_catalog import BARE, FULL, MAPPED, MAPPED_TOO, MODEL,
 from tests.storage.planting import SECRET_KEY, SqlPlanter
 
 
-def price_map(provider: str, upstream_model: str) -> Price | None:
+def price_map(provider: str, upstream_model: str, _api_base: str) -> Price | None:
     return {("openai", "mapped"): MAPPED, ("demo", "mapped-too"): MAPPED_TOO}.get((provider, upstream_model))
 
 

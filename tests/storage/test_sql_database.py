@@ -37,7 +37,9 @@ def keys_of(engine: AsyncEngine) -> SqlKeyStore:
 
 
 def catalogs_of(engine: AsyncEngine) -> SqlCatalogStore:
-    return SqlCatalogStore(engine, sealer=Sealer("a secret key"), fallback_price=lambda _provider, _model: None)
+    return SqlCatalogStore(
+        engine, sealer=Sealer("a secret key"), fallback_price=lambda _provider, _model, _api_base: None
+    )
 
 
 async def exported(engine: AsyncEngine) -> object:

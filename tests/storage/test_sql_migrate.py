@@ -35,7 +35,10 @@ async def test_an_empty_database_becomes_the_declared_schema(empty_database: str
     lines: list[str] = []
     assert await migrate(empty_database, lines.append)
     assert await difference(empty_database) == ""
-    assert lines == ["Migrating the database from empty to 0001.", "The database is at 0001."]
+    assert lines == [
+        f"Migrating the database from empty to {SCHEMA_REVISION}.",
+        f"The database is at {SCHEMA_REVISION}.",
+    ]
 
 
 async def test_a_difference_from_the_declared_schema_is_seen(database: str, engine: AsyncEngine) -> None:
@@ -71,7 +74,7 @@ async def test_of_three_that_start_at_once_exactly_one_migrates(empty_database: 
     lines: list[str] = []
     did = await asyncio.gather(*(migrate(empty_database, lines.append) for _ in range(3)))
     assert sorted(did) == [False, False, True]
-    assert lines.count("Migrating the database from empty to 0001.") == 1
+    assert lines.count(f"Migrating the database from empty to {SCHEMA_REVISION}.") == 1
 
 
 async def test_down_leaves_nothing_and_up_again_leaves_all(database: str, engine: AsyncEngine) -> None:
@@ -82,6 +85,15 @@ async def test_down_leaves_nothing_and_up_again_leaves_all(database: str, engine
     assert await migrate(database, quiet)
     assert await tables_in(database) == before
     assert await schema_state(engine) == SCHEMA_REVISION
+
+
+async def test_the_alerts_can_be_taken_away_and_brought_back(database: str) -> None:
+    before = await tables_in(database)
+    await downgrade(database, "0001")
+    assert before - await tables_in(database) == {"budget_alerts", "webhook_deliveries"}
+    assert await migrate(database, quiet)
+    assert await tables_in(database) == before
+    assert await difference(database) == ""
 
 
 async def test_a_newer_database_is_left_alone(database: str, engine: AsyncEngine) -> None:

@@ -17,6 +17,7 @@ from app.storage.ports import LogFilter, ReportStore, UsageStore
 from app.storage.sql_partitions import drop_partitions_before, ensure_partitions
 from app.storage.sql_reports import SqlReportStore
 from app.storage.sql_usage import SqlUsageStore
+from tests.storage.conform_lost import LostAndFoundConformance
 from tests.storage.conform_usage import ReportStoreConformance, SpendingConformance, UsageStoreConformance, everything
 from tests.storage.records import NOON, a_claim, a_content, a_record, a_refusal
 
@@ -32,6 +33,10 @@ def reports(engine: AsyncEngine) -> ReportStore:
 
 
 class TestSqlUsageStore(UsageStoreConformance):
+    pass
+
+
+class TestSqlLostAndFound(LostAndFoundConformance):
     pass
 
 

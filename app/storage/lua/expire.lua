@@ -1,8 +1,10 @@
--- End the reservations whose lease ran out: their process is gone. Each leaves the record that was prepared at its admission.
+-- End the reservations whose lease ran out: their process is gone. Each leaves the record that was prepared at its admission, and for an
+-- hour a tombstone, by which a process that was only paused can correct what is booked here.
 --
 -- KEYS  1 the leases · 2 the ledger stream      ARGV  1 now in ms ("" = this server's clock) · 2 how many at most · 3 prefix of reservations
 -- Returns how many were ended.
 
+local TOMBSTONE_MS = 3600000
 local now = tonumber(ARGV[1])
 if not now then
   local t = redis.call('TIME')
@@ -13,18 +15,29 @@ for _, call_id in ipairs(lost) do
   local call_key = ARGV[3] .. call_id
   local held = redis.call('HMGET', call_key, 'c', 'r')
   if held[1] then
+    local position = redis.call('XADD', KEYS[2], '*', 'r', held[2])
     local claims = cmsgpack.unpack(held[1])
     for _, claim in ipairs(claims[1]) do
-      if claim[2] == 'c' then redis.call('ZREM', claim[1], call_id) end
-    end
-    for _, claim in ipairs(claims[2]) do
-      if redis.call('EXISTS', claim[1]) == 1 then
-        redis.call('HINCRBY', claim[1], 'r', string.format('%.0f', -claim[3]))
-        redis.call('HINCRBY', claim[1], 's', string.format('%.0f', claim[4]))
+      if claim[2] == 'c' then
+        redis.call('ZREM', claim[1], call_id)
+      elseif claim[2] == 't' and redis.call('HEXISTS', claim[1], 'h') == 1 then
+        redis.call('HINCRBY', claim[1], 'h', string.format('%.0f', 0 - claim[6]))
       end
     end
-    redis.call('XADD', KEYS[2], '*', 'r', held[2])
-    redis.call('DEL', call_key)
+    for _, claim in ipairs(claims[2]) do
+      local state = redis.call('HMGET', claim[1], 'r', 's')
+      if state[1] then
+        redis.call('HINCRBY', claim[1], 'r', string.format('%.0f', 0 - math.min(claim[3], tonumber(state[1]))))
+        if state[2] then
+          redis.call('HINCRBY', claim[1], 's', string.format('%.0f', claim[4]))
+        else
+          redis.call('HSET', claim[1], 'i', position)
+        end
+      end
+    end
+    redis.call('HSET', call_key, 't', held[1])
+    redis.call('HDEL', call_key, 'c', 'r')
+    redis.call('PEXPIRE', call_key, TOMBSTONE_MS)
   end
   redis.call('ZREM', KEYS[1], call_id)
 end

@@ -1,14 +1,14 @@
 -- Extend the leases of calls that still run, and the concurrency slots they hold. A call whose lease has ended stays ended.
 --
 -- KEYS  1 the leases      ARGV  1 now in ms ("" = this server's clock) · 2 lease in ms · 3 prefix of reservations · 4… call ids
--- Returns how many were extended.
+-- Returns the ids of those that hold no lease any more.
 
 local now = tonumber(ARGV[1])
 if not now then
   local t = redis.call('TIME')
   now = t[1] * 1000 + math.floor(t[2] / 1000)
 end
-local lease_ms, renewed = tonumber(ARGV[2]), 0
+local lease_ms, gone = tonumber(ARGV[2]), {}
 for i = 4, #ARGV do
   if redis.call('ZSCORE', KEYS[1], ARGV[i]) then
     redis.call('ZADD', KEYS[1], 'XX', now + lease_ms, ARGV[i])
@@ -21,7 +21,8 @@ for i = 4, #ARGV do
         end
       end
     end
-    renewed = renewed + 1
+  else
+    gone[#gone + 1] = ARGV[i]
   end
 end
-return renewed
+return gone

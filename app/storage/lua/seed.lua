@@ -1,9 +1,14 @@
--- Create an absent budget counter from what the ledger says. One that exists knows better and is left alone.
+-- Count an unseeded budget from what the ledger says. One that is seeded knows better and is left alone.
 --
--- KEYS  1 the budget's counter      ARGV  1 spent in nanodollars · 2 when to forget it, in ms since the epoch ("" = never)
--- Returns 1 when it was created here.
+-- KEYS  1 the budget's counter
+-- ARGV  1 spent in nanodollars · 2 when to forget it, in ms since 1970 ("" = never) · 3 the ticket that `may_seed` gave ("" = without)
+-- Returns 1 when it is seeded now, 0 when a record came in since the ticket was given: the ledger must be read again.
 
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-redis.call('HSET', KEYS[1], 's', ARGV[1], 'r', 0)
-if ARGV[2] ~= '' then redis.call('PEXPIREAT', KEYS[1], ARGV[2]) end
+local state = redis.call('HMGET', KEYS[1], 's', 'i')
+if state[1] then return 1 end
+if ARGV[3] ~= '' and state[2] ~= ARGV[3] then return 0 end
+redis.call('HSET', KEYS[1], 's', ARGV[1])
+redis.call('HSETNX', KEYS[1], 'r', 0)
+redis.call('HDEL', KEYS[1], 'i')
+if ARGV[2] ~= '' then redis.call('PEXPIREAT', KEYS[1], ARGV[2]) else redis.call('PERSIST', KEYS[1]) end
 return 1

@@ -1,0 +1,332 @@
+"""What happens to calls while the counter store is away, and to their records.
+
+1. The first command that fails says that the store is away: no other call waits for it. Several times a second it is asked whether it
+   is back.
+2. Meanwhile (`ON_REDIS_DOWN=local`) limits are enforced on this replica's share. A call under a hard budget waits a moment for the
+   store, and is then refused: one replica alone cannot keep that promise. With `refuse` all calls are.
+3. What a call would leave if this process died is on the disk before it is sent; its settlement is before the caller has the last bytes
+   of his answer. When the journal is full no call is begun.
+4. When the store is back, it is first told what runs, then the journal is replayed. A settlement is known by its call: what the store
+   had carried out before it fell silent changes nothing the second time.
+5. The journal of a process that is gone is replayed by another one; a call that it holds without a settlement is lost, and billed so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from app.clock import Clock
+from app.domain.budget import BudgetClaim, BudgetState
+from app.domain.limits import Claim, ClaimState
+from app.domain.money import NanoUsd
+from app.exceptions import CounterStoreAway, DependencyUnavailable
+from app.services.recovery import Kept, RecoveringCounters
+from app.storage.journal import Journal, JournalFull, adopt_orphans
+from app.storage.local_counters import LocalCounters
+from app.storage.ports import Admission, Admitted, PendingRecord, Reservation, Settlement, UsageSink
+from app.telemetry import logger
+
+LOOK_EVERY_S = 0.5
+"""How often a process looks at the store: three times within the quarantine that follows a loss of its memory."""
+ASK_EVERY_S = 0.2
+"""How often a store that is away is asked whether it is back."""
+HARD_PATIENCE_S = 1.0
+"""How long a call under a hard budget waits for the store to come back."""
+ORPHANS_EVERY_S = 15.0
+REPLAYED_AT_ONCE = 200
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """One line of the journal: a settlement, or the bare record of a refusal (no call id)."""
+
+    call_id: str
+    cost_nanousd: int
+    tokens: int
+    record: bytes
+    budgets: tuple[str, ...]
+    epoch: str
+    must_book: bool
+    is_lost: bool = False
+    """What to settle with if nothing else is found: the process died before the call ended."""
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Entry).decode
+
+
+class FallbackCounters:
+    """The counters that services are given."""
+
+    def __init__(
+        self,
+        recovering: RecoveringCounters,
+        *,
+        local: LocalCounters,
+        journal: Journal,
+        sink: UsageSink,
+        clock: Clock,
+        is_local: bool,
+    ) -> None:
+        self._recovering = recovering
+        self._local = local
+        self._journal = journal
+        self._sink = sink
+        self._clock = clock
+        self._is_local = is_local
+        self._back = asyncio.Event()
+        self._back.set()
+        self._local_calls: dict[str, tuple[Reservation, Admitted]] = {}
+        self._told: set[str] = set()
+        """Those of them that the store has been told of since."""
+        self._doubtful: deque[str] = deque()
+
+    @property
+    def is_away(self) -> bool:
+        return not self._back.is_set()
+
+    # ── Calls ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def admit(self, reservation: Reservation) -> Admission:
+        """Raises: DependencyUnavailable."""
+        if self._back.is_set():
+            try:
+                return await self._recovering.admit(reservation)
+            except CounterStoreAway:
+                self._note_away()
+        if not self._is_local:
+            raise CounterStoreAway
+        if any(claim.budget.hard_limit_nanousd is not None for claim in reservation.budgets):
+            return await self._admit_once_back(reservation)
+        if self._journal.is_full:
+            raise DependencyUnavailable("journal")
+        return await self._admit_locally(reservation)
+
+    async def settle(self, settlement: Settlement) -> None:
+        """Never fails: what the store does not take is written down, and what cannot be written down is kept in memory."""
+        kept = self._recovering.taken(settlement)
+        local = self._local_calls.pop(settlement.call_id, None)
+        self._local.settle(settlement.call_id, tokens=settlement.tokens)
+        if local is not None:
+            self._told.discard(settlement.call_id)
+            kept.budgets, kept.must_book = _names(local[0]), True
+        if self._back.is_set():
+            try:
+                return await self._recovering.send(kept)
+            except CounterStoreAway:
+                self._note_away()
+        try:
+            await self._journal.append(_encode(_entry(kept)))
+        except JournalFull:
+            self._recovering.keep(kept)
+        else:
+            self._recovering.forget(kept)
+
+    async def append(self, packed: bytes) -> None:
+        """Hand over a record that no settlement carries. Raises: CounterStoreAway when the journal takes no more either."""
+        if self._back.is_set():
+            try:
+                return await self._sink.append(packed)
+            except CounterStoreAway:
+                self._note_away()
+        try:
+            await self._journal.append(_encode(Entry("", 0, 0, packed, (), "", must_book=False)))
+        except JournalFull:
+            raise CounterStoreAway from None
+
+    async def release(self, call_id: str) -> None:
+        self._local.settle(call_id, tokens=None)
+        if self._local_calls.pop(call_id, None) is not None:
+            self._told.discard(call_id)
+            self._doubtful.append(call_id)
+            return
+        await self._recovering.release(call_id)
+
+    async def grow(self, call_id: str, output_tokens: int) -> int:
+        """While the store is away nothing more is granted."""
+        try:
+            return await self._recovering.grow(call_id, output_tokens)
+        except CounterStoreAway:
+            self._note_away()
+            return self._recovering.granted(call_id)
+
+    async def renew(self, call_ids: Sequence[str], lease_s: int) -> list[str]:
+        shared = [call_id for call_id in call_ids if call_id not in self._local_calls or call_id in self._told]
+        return await self._recovering.renew(shared, lease_s) if shared else []
+
+    async def expire_leases(self, limit: int) -> int:
+        return await self._recovering.expire_leases(limit)
+
+    async def seed(self, claim: BudgetClaim, spent: NanoUsd) -> None:
+        await self._recovering.seed(claim, spent)
+
+    async def budget_states(self, claims: Sequence[BudgetClaim]) -> list[BudgetState | None]:
+        return await self._recovering.budget_states(claims)
+
+    async def limit_states(self, claims: Sequence[Claim]) -> list[ClaimState]:
+        return await self._recovering.limit_states(claims)
+
+    # ── Away, and back ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def watch(self) -> None:
+        """One look at the store, and what follows from it. A chore that paces itself."""
+        try:
+            await self._recovering.look()
+        except CounterStoreAway:
+            self._note_away()
+            await self._clock.sleep(ASK_EVERY_S)
+            return
+        if not self._back.is_set():
+            self._back.set()
+            logger.warning("counters_back")
+        await self._catch_up()
+        await self._clock.sleep(LOOK_EVERY_S)
+
+    async def adopt(self, folder: Path) -> None:
+        """Replay the journals of processes that are gone."""
+        for path, frames in adopt_orphans(folder):
+            payloads = _without_settled(frames)
+            for start in range(0, len(payloads), REPLAYED_AT_ONCE):
+                await self._replay(payloads[start : start + REPLAYED_AT_ONCE])
+            path.unlink(missing_ok=True)
+            if payloads:
+                logger.warning("journal_adopted", records=len(payloads))
+
+    def _note_away(self) -> None:
+        if self._back.is_set():
+            self._back.clear()
+            self._told.clear()  # it may have forgotten them by the time it is back; telling twice does no harm
+            logger.warning("counters_away", serves="a share of each limit" if self._is_local else "nothing")
+
+    async def _admit_locally(self, reservation: Reservation) -> Admission:
+        answer = self._local.admit(reservation, replicas=self._recovering.processes)
+        if not isinstance(answer, Admitted):
+            self._doubtful.append(reservation.call_id)  # the store may have admitted it before it fell silent
+            return answer
+        lost = max((claim.lost_nanousd for claim in reservation.budgets), default=0)
+        entry = Entry(
+            reservation.call_id, lost, 0, reservation.record, _names(reservation), "", must_book=True, is_lost=True
+        )
+        try:
+            await self._journal.append(_encode(entry))
+        except BaseException as error:
+            self._local.settle(reservation.call_id, tokens=None)
+            if isinstance(error, JournalFull):
+                raise DependencyUnavailable("journal") from error
+            raise
+        self._local_calls[reservation.call_id] = (reservation, answer)
+        return answer
+
+    async def _admit_once_back(self, reservation: Reservation) -> Admission:
+        try:
+            async with asyncio.timeout(HARD_PATIENCE_S):
+                await self._back.wait()
+        except TimeoutError:
+            raise CounterStoreAway from None
+        try:
+            return await self._recovering.admit(reservation)
+        except CounterStoreAway:
+            self._note_away()
+            raise
+
+    async def _catch_up(self) -> None:
+        try:
+            while self._doubtful:
+                await self._recovering.release(self._doubtful[0])
+                self._doubtful.popleft()
+            for call_id, (reservation, admitted) in list(self._local_calls.items()):
+                if call_id in self._local_calls and call_id not in self._told:
+                    self._told.add(call_id)
+                    await self._recovering.tell(reservation, admitted)
+            if self._journal.is_empty:
+                return
+            replayed = 0
+            async for payloads in self._journal.batches(REPLAYED_AT_ONCE):
+                await self._replay([payload for payload in payloads if not _is_lost(payload)])
+                replayed += len(payloads)
+            if replayed and await self._journal.clear(if_holds=replayed):
+                logger.warning("journal_replayed", records=replayed)
+        except CounterStoreAway:
+            self._note_away()
+
+    async def _replay(self, payloads: Sequence[bytes]) -> None:
+        results = await asyncio.gather(*map(self._replay_one, payloads), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _replay_one(self, payload: bytes) -> None:
+        try:
+            entry = _decode(payload)
+        except msgspec.MsgspecError:
+            logger.error("unreadable_journal_entry", packed=payload.hex()[:2000])
+            return
+        if entry.call_id:
+            await self._recovering.send(_kept(entry))
+        else:
+            await self._sink.append(entry.record)
+
+
+class FallbackSink:
+    """The sink that the usage log is given: appends go the same way as settlements."""
+
+    def __init__(self, sink: UsageSink, counters: FallbackCounters) -> None:
+        self._sink = sink
+        self._counters = counters
+
+    async def append(self, packed: bytes) -> None:
+        await self._counters.append(packed)
+
+    async def pending(self, *, limit: int, wait_s: float) -> list[PendingRecord]:
+        return await self._sink.pending(limit=limit, wait_s=wait_s)
+
+    async def confirm(self, records: Sequence[PendingRecord]) -> None:
+        await self._sink.confirm(records)
+
+    async def depth(self) -> int:
+        return await self._sink.depth()
+
+
+def _names(reservation: Reservation) -> tuple[str, ...]:
+    return tuple(claim.counter for claim in reservation.budgets)
+
+
+def _is_lost(payload: bytes) -> bool:
+    try:
+        return _decode(payload).is_lost
+    except msgspec.MsgspecError:
+        return False
+
+
+def _without_settled(payloads: Sequence[bytes]) -> list[bytes]:
+    """Without what calls would have left, of those that left something better."""
+    settled = set()
+    for payload in payloads:
+        with suppress(msgspec.MsgspecError):
+            entry = _decode(payload)
+            if not entry.is_lost:
+                settled.add(entry.call_id)
+    return [payload for payload in payloads if not _is_lost(payload) or _decode(payload).call_id not in settled]
+
+
+def _entry(kept: Kept) -> Entry:
+    settlement = kept.settlement
+    return Entry(
+        settlement.call_id,
+        settlement.cost_nanousd,
+        settlement.tokens,
+        settlement.record,
+        kept.budgets,
+        kept.epoch,
+        kept.must_book,
+    )
+
+
+def _kept(entry: Entry) -> Kept:
+    settlement = Settlement(entry.call_id, NanoUsd(entry.cost_nanousd), entry.tokens, entry.record)
+    return Kept(settlement, entry.budgets, entry.epoch, entry.must_book)

@@ -1,0 +1,28 @@
+-- May this budget be counted from the ledger now? Only when every record that belongs to it is there.
+--
+-- KEYS  1 the budget's counter · 2 the epoch · 3 the ledger stream      ARGV  1 quarantine in ms
+--
+-- 1. Not before the epoch is as old as the quarantine: by then every living process has told again what it knows.
+-- 2. Not while the stream still holds a record up to the last that matters to this budget. That is noted in the counter (`i`): by
+--    settlements that found it unseeded, or here, the first time somebody asks, as whatever is last in the stream.
+--
+-- Returns {1, the ticket that `seed` wants}, {0, ms to wait}, {2} when it is seeded already, or {3} without an epoch.
+
+local UNSEEDED_KEPT_MS = 3600000
+local epoch = redis.call('HGET', KEYS[2], 'b')
+if not epoch then return {3} end
+local state = redis.call('HMGET', KEYS[1], 's', 'i')
+if state[1] then return {2} end
+local t = redis.call('TIME')
+local wait = tonumber(epoch) + tonumber(ARGV[1]) - (t[1] * 1000 + math.floor(t[2] / 1000))
+if wait > 0 then return {0, wait} end
+
+local last = state[2]
+if not last then
+  local newest = redis.call('XREVRANGE', KEYS[3], '+', '-', 'COUNT', 1)
+  last = newest[1] and newest[1][1] or '0-0'
+  redis.call('HSET', KEYS[1], 'i', last)
+  if redis.call('PTTL', KEYS[1]) < 0 then redis.call('PEXPIRE', KEYS[1], UNSEEDED_KEPT_MS) end
+end
+if last ~= '0-0' and #redis.call('XRANGE', KEYS[3], '-', last, 'COUNT', 1) > 0 then return {0, 50} end
+return {1, last}

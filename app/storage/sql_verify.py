@@ -1,0 +1,172 @@
+"""`LedgerProof` on PostgreSQL. Sums are made and compared by the database, a few hours at a time, so that no statement runs long
+and no snapshot is held; each statement sees ledger and rollups as of one moment."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from app.database import transaction
+from app.domain.budget import BudgetClaim
+from app.domain.limits import Scope
+from app.domain.pricing import Price, Usage
+from app.domain.record import CostLineDetail
+from app.models.tables import prices, usage_records
+from app.storage.sql_partitions import Month, month_after, month_of
+from app.storage.sql_rows import is_uuid, price_of
+from app.storage.sql_usage import NO_ERRORS, ROLLUP_KEY, SUMS, spent_statement
+from app.storage.verify_ports import Bill, Booked, RollupGap, RollupKey, RollupSlice, Standing
+
+SLICE = timedelta(hours=6)
+"""A month of a hundred million records has 800,000 in six hours, which are summed well within a statement's time."""
+PAGE_ROWS = 2_000
+STATEMENT_TIMEOUT_MS = 60_000
+
+_KEYS = ", ".join(ROLLUP_KEY)
+_LEDGER_SUMS = ", ".join(
+    (
+        "count(*) AS requests",
+        f"count(*) FILTER (WHERE outcome NOT IN ({', '.join(repr(outcome) for outcome in NO_ERRORS)})) AS errors",
+        *(f"sum({name})::bigint AS {name}" for name in SUMS[2:]),
+    )
+)
+_LEDGER_OF = "coalesce(ledger.{0}, 0) AS ledger_{0}"
+_ROLLED_OF = "coalesce(rolled.{0}, 0) AS rolled_{0}"
+GAPS = f"""
+    WITH ledger AS (
+        SELECT date_trunc('hour', created_at) AS hour, user_oid, coalesce(key_id::text, '') AS key_id,
+               coalesce(app_id, '') AS app_id, served_model AS model, coalesce(endpoint_id::text, '') AS endpoint_id,
+               {_LEDGER_SUMS}
+        FROM usage_records WHERE created_at >= $1 AND created_at < $2 GROUP BY 1, 2, 3, 4, 5, 6
+    ), rolled AS (
+        SELECT {_KEYS}, {", ".join(SUMS)} FROM usage_rollups WHERE hour >= $1 AND hour < $2
+    )
+    SELECT {_KEYS}, {", ".join(_LEDGER_OF.format(name) for name in SUMS)},
+           {", ".join(_ROLLED_OF.format(name) for name in SUMS)}
+    FROM ledger FULL JOIN rolled USING ({_KEYS})
+    WHERE {" OR ".join(f"coalesce(ledger.{name}, 0) <> coalesce(rolled.{name}, 0)" for name in SUMS)}
+    ORDER BY {_KEYS}
+"""  # noqa: S608 - our own names
+BILLS = f"""
+    SELECT created_at, request_id, outcome, price_id, cost_nanousd, prompt_tokens, completion_tokens, cached_tokens,
+           reasoning_tokens, (detail->'usage')::text AS usage, (detail->'arithmetic')::text AS lines
+    FROM usage_records
+    WHERE created_at >= $1 AND created_at < $2 AND (created_at, request_id) > ($1, $3::uuid)
+    ORDER BY created_at, request_id LIMIT {PAGE_ROWS}
+"""  # noqa: S608 - our own numbers
+BOOKED = "SELECT request_id, cost_nanousd, outcome FROM usage_records WHERE request_id = ANY($1::uuid[])"
+_MONTHS_KEPT = text(
+    "SELECT child.relname FROM pg_inherits JOIN pg_class child ON child.oid = inhrelid "
+    "WHERE inhparent = to_regclass('usage_records') ORDER BY child.relname"
+)
+_MONTHS_SUMMED = text("SELECT DISTINCT date_trunc('month', hour) AS month FROM usage_rollups ORDER BY month")
+_ROWS = text(
+    "SELECT coalesce(sum(greatest(child.reltuples, 0)), 0) FROM pg_inherits JOIN pg_class child ON child.oid = inhrelid "
+    "WHERE inhparent = to_regclass('usage_records')"
+)
+NO_ID = "00000000-0000-0000-0000-000000000000"
+
+_usage = msgspec.json.Decoder(Usage | None)
+_lines = msgspec.json.Decoder(tuple[CostLineDetail, ...])
+
+
+class SqlLedgerProof:
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def months(self) -> list[Month]:
+        async with transaction(self._engine) as connection:
+            names = (await connection.execute(_MONTHS_KEPT)).scalars()
+            return [month for name in names if (month := _month_in(name)) is not None]
+
+    async def months_dropped(self) -> list[Month]:
+        kept = set(await self.months())
+        async with transaction(self._engine) as connection:
+            summed = [month_of(moment) for moment in (await connection.execute(_MONTHS_SUMMED)).scalars()]
+        return [month for month in summed if month not in kept]
+
+    async def rows(self) -> int:
+        async with transaction(self._engine) as connection:
+            return int((await connection.execute(_ROWS)).scalar_one())
+
+    async def rollup_gaps(self, month: Month) -> AsyncIterator[RollupSlice]:
+        start, end = _bounds(month)
+        while start < end:
+            until = min(start + SLICE, end)
+            async with transaction(self._engine) as connection:
+                await _allow_time(connection)
+                rows = (await connection.exec_driver_sql(GAPS, (start, until))).mappings().all()
+            yield RollupSlice(until - timedelta(microseconds=1), [_gap(dict(row)) for row in rows])
+            start = until
+
+    async def bills(self, month: Month) -> AsyncIterator[Sequence[Bill]]:
+        place, end = _bounds(month)
+        after = NO_ID
+        while True:
+            async with transaction(self._engine) as connection:
+                await _allow_time(connection)
+                rows = (await connection.exec_driver_sql(BILLS, (place, end, after))).mappings().all()
+            if rows:
+                yield [_bill(dict(row)) for row in rows]
+            if len(rows) < PAGE_ROWS:
+                return
+            place, after = rows[-1]["created_at"], str(rows[-1]["request_id"])
+
+    async def price(self, price_id: str) -> Price | None:
+        if not is_uuid(price_id):
+            return None
+        async with transaction(self._engine) as connection:
+            rates = (await connection.execute(select(prices.c.rates).where(prices.c.id == price_id))).scalar()
+        return None if rates is None else price_of(price_id, rates)
+
+    async def standing(self, claims: Sequence[BudgetClaim], call_ids: Collection[str]) -> Standing:
+        async with transaction(self._engine, read_only_snapshot=True) as connection:
+            spent = [await _spent(connection, claim) for claim in claims]
+            ids = [call_id for call_id in call_ids if is_uuid(call_id)]
+            rows = (await connection.exec_driver_sql(BOOKED, (ids,))).mappings().all() if ids else []
+        booked = {str(row["request_id"]): Booked(row["cost_nanousd"], row["outcome"] == "lost") for row in rows}
+        return Standing(spent, booked)
+
+
+async def _spent(connection: AsyncConnection, claim: BudgetClaim) -> int:
+    if claim.scope is Scope.KEY and not is_uuid(claim.scope_id):
+        return 0
+    return int((await connection.execute(spent_statement(claim))).scalar_one())
+
+
+async def _allow_time(connection: AsyncConnection) -> None:
+    """Nobody waits for this one; it may take longer than what serves calls."""
+    await connection.execute(text(f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MS}"))
+
+
+def _bounds(month: Month) -> tuple[datetime, datetime]:
+    begins, ends = (datetime(year, number, 1, tzinfo=UTC) for year, number in (month, month_after(month)))
+    return begins, ends
+
+
+def _month_in(partition: str) -> Month | None:
+    year, _, number = partition.removeprefix(f"{usage_records.name}_p").partition("_")
+    return (int(year), int(number)) if year.isdecimal() and number.isdecimal() else None
+
+
+def _gap(row: dict[str, Any]) -> RollupGap:
+    return RollupGap(
+        key=RollupKey(**{name: row[name] for name in ROLLUP_KEY}),
+        in_ledger={name: int(row[f"ledger_{name}"]) for name in SUMS},
+        in_rollups={name: int(row[f"rolled_{name}"]) for name in SUMS},
+    )
+
+
+def _bill(row: dict[str, Any]) -> Bill:
+    usage, lines = row.pop("usage"), row.pop("lines")
+    del row["created_at"]
+    try:
+        shown, used = _lines.decode(lines or "[]"), _usage.decode(usage or "null")
+    except msgspec.DecodeError:
+        shown, used = None, None
+    return Bill(**{**row, "request_id": str(row["request_id"])}, usage=used, lines=shown)

@@ -1,0 +1,106 @@
+"""kill -9 of a gateway under load, at whatever point of a call it comes: no answered call without its record, none with two."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+import redis.asyncio
+
+from tests.e2e.house import request_id_of
+from tests.e2e.site import Site, nanousd, standing_site, well
+from tests.kit.processes import GatewayProcess
+from tests.kit.scenario import Scenario
+
+pytestmark = pytest.mark.timeout(300)
+
+TRIALS = 20
+CALLERS = 4
+LEASE_S = 2
+
+
+@pytest.fixture(scope="module")
+def standing() -> Iterator[Site]:
+    with standing_site() as site:
+        yield site
+
+
+@pytest.fixture
+async def site(standing: Site) -> AsyncIterator[Site]:
+    async with well(standing):
+        yield standing
+
+
+@dataclass(slots=True)
+class Answered:
+    ids: list[str] = field(default_factory=list)
+
+    async def call_on(self, site: Site, victim: GatewayProcess, key: str, model: str) -> None:
+        """Call until the process is gone."""
+        while True:
+            try:
+                answer = await site.call(victim, key, model)
+            except (OSError, EOFError):
+                return
+            if answer.status == 200 and answer.is_complete:
+                self.ids.append(request_id_of(answer))
+
+
+async def test_no_answered_call_is_without_its_record_and_none_has_two(site: Site) -> None:
+    """T127, T128: the moments are drawn at random; in every third trial Redis stands still shortly before, so that the journal is
+    being written or replayed."""
+    moments = random.Random(128)
+    user = await site.house.user(budgets=[{"period": "total", "soft_limit_usd": "100"}])
+    key = await site.house.key(user)
+    model = await site.house.model(Scenario(delay_ms=3))
+    await site.known(key, model)
+    answered = Answered()
+    for trial in range(TRIALS):
+        async with GatewayProcess(site.env | {"RESERVATION_LEASE_SECONDS": str(LEASE_S)}, name="victim") as victim:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(CALLERS):
+                    group.create_task(answered.call_on(site, victim, key, model))
+                await asyncio.sleep(moments.uniform(0.15, 0.5))
+                if trial % 3 == 2:
+                    await asyncio.to_thread(site.valkey.pause)
+                    await asyncio.sleep(moments.uniform(0.2, 0.4))
+                    await asyncio.to_thread(site.valkey.resume)
+                    await asyncio.sleep(moments.uniform(0.0, 0.4))
+                victim.kill()
+
+    assert len(answered.ids) > TRIALS * 5, "there was a load to kill under"
+    await assert_all_recorded(site, user, model, answered.ids)
+
+
+async def assert_all_recorded(site: Site, user: str, model: str, answered: list[str]) -> None:
+    client = redis.asyncio.Redis.from_url(site.valkey.url, socket_timeout=5)
+    try:
+        sent = len((await site.house.upstream.settled()).of_model(model).lines)
+        async with asyncio.timeout(60):  # the leases of the dead, and the adoption of their journals
+            while await client.zcard("ag:leases") or await client.xlen("ag:ledger"):
+                await asyncio.sleep(0.1)
+            while missing := await without_record(site, answered):
+                answered = missing
+                await asyncio.sleep(0.5)
+        summary = await site.house.admin("GET", "usage/summary?group_by=model", expect=200)
+        (row,) = [item for item in summary["items"] if item["model"] == model]
+        spent, reserved = await client.hmget(f"ag:b:user:{user}:total", "s", "r")
+    finally:
+        await client.aclose()
+    assert sent <= row["requests"] <= sent + TRIALS * CALLERS, (
+        "one for each call sent, and for those killed on their way there"
+    )
+    assert (int(spent or -1), int(reserved or 0)) == (nanousd(row["cost_usd"]), 0)
+
+
+async def without_record(site: Site, ids: list[str]) -> list[str]:
+    """Those of the calls that the ledger does not have as answered."""
+    missing = []
+    for request_id in ids:
+        answer = await site.house.admin("GET", f"usage/logs/{request_id}")
+        if answer.get("outcome") != "ok":
+            missing.append(request_id)
+    return missing
