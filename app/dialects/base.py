@@ -58,6 +58,10 @@ class StreamReader(Protocol):
     finish_reason: str | None
     delivered_tokens: int
     """Output tokens handed on so far, about: the basis of a bill when the stream breaks before usage came."""
+    pieces: int
+    """Events so far that carried a part of the answer: of most upstreams one token each."""
+    piece_bytes: int
+    """How much they carried."""
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes as they came and return the bytes to hand on now (may be empty).
@@ -74,6 +78,17 @@ class StreamReader(Protocol):
 
         Raises: BadAnswer("truncated") when the stream just stopped, BadAnswer("empty_stream") when nothing had begun.
         """
+        ...
+
+    def cut(self, delivered_tokens: int, prompt_tokens: int) -> bytes:
+        """End the stream here, as a provider does at `max_tokens`: return the events that say so for every unfinished choice, the
+        usage where the caller asked for it, and the end. The reader takes `delivered_tokens` for its count from now on, its finish
+        reason is `length`, it is not complete, and nothing is handed on after it.
+        """
+        ...
+
+    def texts(self) -> list[str]:
+        """The words of each choice so far, to be counted; long ones only up to a bound."""
         ...
 
 
@@ -95,6 +110,10 @@ class Dialect(Protocol):
 
     def read_answer(self, body: bytes) -> AnswerFacts:
         """Raises: BadAnswer (not an answer), UpstreamSaidError (an error object with status 200)."""
+        ...
+
+    def texts_of(self, body: bytes) -> list[str]:
+        """The words of each choice in an answer that `read_answer` accepted, to be counted where the provider did not."""
         ...
 
     def read_problem(self, body: bytes) -> UpstreamProblem:

@@ -32,8 +32,10 @@ from app.dialects.envelope import (
     require_finite,
     require_own_business,
 )
+from app.dialects.pictures import size_in
 from app.dialects.sse import MAX_EVENT_BYTES, Framer
 from app.domain.call import Call
+from app.domain.media import NO_MEDIA, Media, Picture
 from app.domain.pricing import Usage
 from app.exceptions import GatewayError, MissingParameter
 
@@ -88,6 +90,11 @@ _READ_BY_MODEL = ("messages", "tools", "functions", "response_format")
 _request = msgspec.json.Decoder(_Request)
 
 
+class _Image(Struct, gc=False):
+    url: Raw = _NONE
+    detail: str | None = None
+
+
 class _Part(Struct, gc=False):
     """One part of a message's content; those that are not text are counted as pieces, not as bytes."""
 
@@ -98,9 +105,13 @@ class _Part(Struct, gc=False):
 
 
 _parts = msgspec.json.Decoder(list[_Part])
+_image = msgspec.json.Decoder(_Image | str)
 _BYTES_PER_AUDIO_PIECE = 1 << 20
 _BYTES_PER_FILE_PIECE = 128 << 10
-"""How much base64 counts as one more image: a minute or so of audio, a few pages of a document."""
+"""How much base64 a price per image counts as one more: a minute or so of audio, a few pages of a document."""
+_PICTURE_HEAD_BYTES = 66 << 10
+_LEAST_PAYLOAD_BYTES = 512
+"""A file or film in fewer bytes than this is only named, by address or id."""
 
 
 class OpenAIChat:
@@ -120,7 +131,7 @@ class OpenAIChat:
             if name not in members:
                 raise MissingParameter(name)
         request = read_fields(_request, body)
-        media = _media_in(request.messages)
+        found = _media_in(request.messages)
         caps = [cap for cap in (request.max_tokens, request.max_completion_tokens) if cap is not None]
         return Call(
             dialect=self.name,
@@ -129,10 +140,11 @@ class OpenAIChat:
             wants_usage=request.stream_options is not None and bool(request.stream_options.include_usage),
             max_tokens=max(caps, default=None),
             choices=max(request.n or 1, request.best_of or 1),
-            prompt_bytes=sum(len(members[name]) for name in _READ_BY_MODEL if name in members) - media.payload_bytes,
-            images=media.pieces,
+            prompt_bytes=sum(len(members[name]) for name in _READ_BY_MODEL if name in members) - found.payload_bytes,
+            images=found.pieces,
             body=body,
             fields=members,
+            media=found.media,
         )
 
     def upstream_body(self, call: Call, *, upstream_model: str, max_tokens: int | None) -> bytes:
@@ -148,6 +160,9 @@ class OpenAIChat:
 
     def read_answer(self, body: bytes) -> AnswerFacts:
         return read_completion(body)
+
+    def texts_of(self, body: bytes) -> list[str]:
+        return texts_of(body)
 
     def read_problem(self, body: bytes) -> UpstreamProblem:
         return read_problem(body)
@@ -182,36 +197,56 @@ def _cap_names(fields: Mapping[str, Raw]) -> list[str]:
     return [name for name in given if bytes(fields[name]) != b"null"] or ["max_tokens"]
 
 
-class _Media(NamedTuple):
+class _Found(NamedTuple):
     pieces: int = 0
     payload_bytes: int = 0
+    media: Media = NO_MEDIA
 
 
-_NO_MEDIA = _Media()
+_NOTHING_FOUND = _Found()
 
 
-def _media_in(messages: list[_Message]) -> _Media:
+def _media_in(messages: list[_Message]) -> _Found:
     """Images, sounds and files among the messages: how many, and how many bytes they are of what the model reads."""
-    lists = [message.content for message in messages if bytes(message.content)[:1] == b"["]
+    lists = [message.content for message in messages if bytes(memoryview(message.content)[:1]) == b"["]
     if not lists:
-        return _NO_MEDIA
-    pieces = payload_bytes = 0
-    for content in lists:
-        try:
-            parts = _parts.decode(content)
-        except msgspec.ValidationError:
-            continue  # A shape of its own: the upstream judges it, its bytes stay in the estimate.
-        for part in parts:
-            for value, bytes_per_piece in (
-                (part.image_url, 0),
-                (part.input_audio, _BYTES_PER_AUDIO_PIECE),
-                (part.file, _BYTES_PER_FILE_PIECE),
-                (part.video_url, _BYTES_PER_FILE_PIECE),
-            ):
-                if value:
-                    pieces += 1 + (len(value) // bytes_per_piece if bytes_per_piece else 0)
-                    payload_bytes += len(value)
-    return _Media(pieces, payload_bytes)
+        return _NOTHING_FOUND
+    parts = [part for content in lists for part in _parts_of(content)]
+    if not any(part.image_url or part.input_audio or part.file or part.video_url for part in parts):
+        return _NOTHING_FOUND
+    images = [part.image_url for part in parts if part.image_url]
+    sounds = [len(part.input_audio) for part in parts if part.input_audio]
+    files = [len(raw) for part in parts for raw in (part.file, part.video_url) if raw]
+    return _Found(
+        pieces=len(images)
+        + sum(1 + size // _BYTES_PER_AUDIO_PIECE for size in sounds)
+        + sum(1 + size // _BYTES_PER_FILE_PIECE for size in files),
+        payload_bytes=sum(map(len, images)) + sum(sounds) + sum(files),
+        media=Media(
+            pictures=tuple(map(_picture, images)),
+            audio_bytes=sum(sounds),
+            document_bytes=sum(size for size in files if size >= _LEAST_PAYLOAD_BYTES),
+            unseen=sum(size < _LEAST_PAYLOAD_BYTES for size in files),
+        ),
+    )
+
+
+def _parts_of(content: Raw) -> list[_Part]:
+    try:
+        return _parts.decode(content)
+    except msgspec.ValidationError:
+        return []  # A shape of its own: the upstream judges it, its bytes stay in the estimate.
+
+
+def _picture(raw: Raw) -> Picture:
+    try:
+        image = _image.decode(raw)
+    except msgspec.ValidationError:
+        return Picture()
+    url, detail = (raw, None) if isinstance(image, str) else (image.url, image.detail)
+    head = bytes(memoryview(url)[:_PICTURE_HEAD_BYTES]).strip(b'"').replace(b"\\/", b"/")
+    width, height = size_in(head) or (None, None)
+    return Picture(detail if detail in ("low", "high") else "auto", width, height)
 
 
 # ── Usage ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -219,15 +254,22 @@ def _media_in(messages: list[_Message]) -> _Media:
 _Tokens = Annotated[int, Meta(ge=0, le=1 << 40)]
 
 
+class _CachedDetails(Struct):
+    audio_tokens: _Tokens | None = None
+
+
 class _PromptDetails(Struct):
     cached_tokens: _Tokens | None = None
+    cached_tokens_details: _CachedDetails | None = None
     cache_write_tokens: _Tokens | None = None
     audio_tokens: _Tokens | None = None
+    image_tokens: _Tokens | None = None
 
 
 class _CompletionDetails(Struct):
     reasoning_tokens: _Tokens | None = None
     audio_tokens: _Tokens | None = None
+    image_tokens: _Tokens | None = None
 
 
 class _Usage(Struct):
@@ -238,13 +280,21 @@ class _Usage(Struct):
     completion_tokens_details: _CompletionDetails | None = None
     prompt_cache_hit_tokens: _Tokens | None = None  # DeepSeek's word
     cached_tokens: _Tokens | None = None  # Moonshot's place
+    service_tier: Raw = _NONE  # Anthropic's place
 
 
 _usage = msgspec.json.Decoder(_Usage)
 
 
-def read_usage(raw: bytes) -> Usage | None:
-    """A provider's usage object; None when any figure in it is negative, fractional, text or missing: then none is believed."""
+_tier = msgspec.json.Decoder(str)
+_MAX_TIER_CHARS = 40
+
+
+def read_usage(raw: bytes, service_tier: bytes = b"") -> Usage | None:
+    """A provider's usage object; None when any figure in it is negative, fractional, text or missing: then none is believed.
+
+    `service_tier` is the member of that name beside it: how the provider says that it served the call.
+    """
     try:
         seen = _usage.decode(raw)
     except (msgspec.DecodeError, RecursionError):
@@ -265,7 +315,20 @@ def read_usage(raw: bytes) -> Usage | None:
         reasoning_tokens=reasoning_tokens,
         audio_input_tokens=prompt.audio_tokens or 0,
         audio_output_tokens=completion.audio_tokens or 0,
+        cached_audio_tokens=(prompt.cached_tokens_details or _CachedDetails()).audio_tokens or 0,
+        image_input_tokens=prompt.image_tokens or 0,
+        image_output_tokens=completion.image_tokens or 0,
+        service_tier=_tier_in(service_tier) or _tier_in(seen.service_tier),
     )
+
+
+def _tier_in(raw: bytes | Raw) -> str | None:
+    if len(raw) < 3:
+        return None
+    try:
+        return _tier.decode(raw)[:_MAX_TIER_CHARS]
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None  # Not a name: no reason to disbelieve the figures.
 
 
 def _is_given(raw: Raw) -> bool:
@@ -308,6 +371,7 @@ class _AnswerChoice(Struct, gc=False):
 class _Completion(Struct):
     choices: list[_AnswerChoice] | None = None
     usage: Raw = _NONE
+    service_tier: Raw = _NONE
     error: Raw = _NONE
 
 
@@ -338,7 +402,14 @@ def read_completion(body: bytes) -> AnswerFacts:
         _raise_if_error(body)
         raise BadAnswer("no_choices")
     output_bytes = sum(_output_bytes(choice) for choice in answer.choices)
-    return AnswerFacts(read_usage(answer.usage), answer.choices[0].finish_reason, output_bytes)
+    return AnswerFacts(read_usage(answer.usage, answer.service_tier), answer.choices[0].finish_reason, output_bytes)
+
+
+def texts_of(body: bytes) -> list[str]:
+    """The words of a complete answer that was found good, all choices."""
+    reader = ChatStream()
+    reader.feed(_events_of(body))
+    return reader.texts()
 
 
 def _output_bytes(choice: _AnswerChoice) -> int:
@@ -516,6 +587,7 @@ class _Choice(Struct, gc=False):
 class _Chunk(Struct):
     choices: list[_Choice] | None = None
     usage: Raw = _NONE
+    service_tier: Raw = _NONE
     error: Raw = _NONE
 
 
@@ -530,6 +602,10 @@ class _BareChunk(Struct):
 _chunk = msgspec.json.Decoder(_Chunk).decode
 _bare_chunk = msgspec.json.Decoder(_BareChunk).decode
 _DONE = b"data: [DONE]\n\n"
+_SHARED_BY_CHUNKS = ("id", "object", "created", "model", "system_fingerprint", "service_tier")
+_ARGUMENTS = re.compile(rb'(?<="arguments":)\s*("(?:[^"\\]|\\.)*")')
+_MAX_KEPT_BYTES = 1 << 20
+"""Of one choice's text; an answer beyond that is counted by its bytes."""
 _BYTES_PER_TOKEN = 5
 """Below the average of every common tokenizer for prose, so that text in large pieces is not billed for less than it is."""
 
@@ -546,14 +622,16 @@ class ChatStream:
         "_failure",
         "_finished",
         "_framer",
+        "_head",
         "_is_done",
-        "_piece_bytes",
-        "_pieces",
+        "_said",
         "_shows_usage",
         "delivered_tokens",
         "finish_reason",
         "has_begun",
         "is_complete",
+        "piece_bytes",
+        "pieces",
         "usage",
     )
 
@@ -564,8 +642,12 @@ class ChatStream:
         self._finished: set[int] = set()
         self._is_done = False
         self._failure: BadAnswer | UpstreamSaidError | None = None
-        self._pieces = 0
-        self._piece_bytes = 0
+        self.pieces = 0
+        self.piece_bytes = 0
+        self._head = b""
+        """The first chunk with choices: what its stream calls itself."""
+        self._said: dict[int, bytearray] = {}
+        """The text of each choice, as the inside of a JSON string."""
         self.has_begun = False
         self.is_complete = False
         self.usage: Usage | None = None
@@ -628,6 +710,26 @@ class ChatStream:
             raise self._failure
         return last if self._is_done else last + _DONE
 
+    def cut(self, delivered_tokens: int, prompt_tokens: int) -> bytes:
+        ended: list[object] = [
+            {"index": index, "delta": {}, "logprobs": None, "finish_reason": "length"}
+            for index in range(max([self._choices, *(index + 1 for index in self._said)]))
+            if index not in self._finished
+        ]
+        base = {
+            name: value for name, value in _members.decode(self._head or b"{}").items() if name in _SHARED_BY_CHUNKS
+        }
+        events = [encode({**base, "choices": ended})]
+        if self._shows_usage:
+            usage = _usage_shown(self.usage or Usage(prompt_tokens, delivered_tokens))
+            events.append(encode({**base, "choices": [], "usage": usage}))
+        self._is_done = True
+        self.finish_reason, self.delivered_tokens = "length", delivered_tokens
+        return _framed([*events, b"[DONE]"])
+
+    def texts(self) -> list[str]:
+        return [_text_in(b'"' + bytes(said) + b'"') for said in self._said.values()]
+
     def _rest(self) -> bytes:
         """Of an event without its closing blank line only what is whole beyond doubt: half a JSON object never is."""
         event = self._framer.rest()
@@ -657,8 +759,10 @@ class ChatStream:
             raise BadAnswer("bad_event")
         has_usage = len(chunk.usage) > 4
         if has_usage:
-            self.usage = read_usage(chunk.usage)
+            self.usage = read_usage(chunk.usage, chunk.service_tier)
         if chunk.choices:
+            if not self._head:
+                self._head = payload
             self._count(chunk.choices, payload)
         elif chunk.choices is None:
             _raise_if_error(payload)
@@ -675,17 +779,43 @@ class ChatStream:
                 size = len(delta.content) - 2
                 if size == 2 and bytes(delta.content) == b"null":
                     size = 0
-                if size <= 0:
-                    size = delta.rest()
                 if size > 0:
-                    self._pieces += 1
-                    self._piece_bytes += size
-                    self.delivered_tokens = max(self._pieces, self._piece_bytes // _BYTES_PER_TOKEN)
+                    said = self._said.get(choice.index or 0)
+                    if said is None:
+                        self._keep(choice.index or 0, bytes(delta.content))
+                    elif len(said) < _MAX_KEPT_BYTES:
+                        said += bytes(delta.content)[1:-1]
+                else:
+                    size = self._rest_of(choice.index or 0, delta)
+                if size > 0:
+                    self.pieces += 1
+                    self.piece_bytes += size
+                    self.delivered_tokens = max(self.pieces, self.piece_bytes // _BYTES_PER_TOKEN)
                     self.has_begun = True
             if choice.finish_reason:
                 self._finish(choice)
         if not self.has_begun:
             self.has_begun = _says_anything(payload)
+
+    def _rest_of(self, index: int, delta: _Spoken) -> int:
+        """Bytes of what a delta carries beside content; of that too the words are kept."""
+        size = delta.rest()
+        if size > 0:
+            for raw in (delta.reasoning_content or delta.reasoning, delta.refusal):
+                self._keep(index, bytes(raw))
+            for raw in (delta.tool_calls, delta.function_call):
+                for said in _ARGUMENTS.findall(raw):
+                    self._keep(index, said)
+        return size
+
+    def _keep(self, index: int, quoted: bytes) -> None:
+        if quoted[:1] != b'"':
+            return
+        said = self._said.get(index)
+        if said is None:
+            said = self._said[index] = bytearray()
+        if len(said) < _MAX_KEPT_BYTES:
+            said += quoted[1:-1]
 
     def _finish(self, choice: _Choice) -> None:
         self.has_begun = True
@@ -716,6 +846,25 @@ class ChatStream:
             raise BadAnswer("empty_stream")
         self._is_done = self.is_complete = True
         return payload if payload == b"[DONE]" else b"[DONE]"
+
+
+def _usage_shown(usage: Usage) -> dict[str, int]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }
+
+
+def _text_in(quoted: bytes) -> str:
+    """What a JSON string says; pieces of one that do not fit together are taken as they are."""
+    try:
+        return _as_text(quoted)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return quoted.decode("utf-8", "replace")
+
+
+_as_text = msgspec.json.Decoder(str).decode
 
 
 def _framed(payloads: list[bytes]) -> bytes:

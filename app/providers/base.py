@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from app.dialects.base import Dialect
+from app.dialects.base import Dialect, StreamReader
 from app.domain.call import Call, Meter
 from app.domain.catalog import Endpoint
 
@@ -30,6 +30,9 @@ class Answer:
     chunks: AsyncIterator[bytes] | None = None
     headers: tuple[tuple[bytes, bytes], ...] = field(default=())
     """Of the upstream's headers those that a caller may see."""
+    reader: StreamReader | None = field(default=None, repr=False)
+    """Of a stream: what has judged its events so far. Where the meter says what was granted, `chunks` yields one event at a time
+    once the grant is near, so that whoever reads them can end the stream after any of them."""
 
     @property
     def is_stream(self) -> bool:

@@ -82,7 +82,8 @@ class DemoProvider:
         meter.first_token_ms = since_ms(meter.started_s)
         keep_answer(meter, first)
         try:
-            yield Answer("text/event-stream", first, chunks=self._paced(events, reader, meter, deadline_s))
+            chunks = self._paced(events, reader, meter, deadline_s)
+            yield Answer("text/event-stream", first, chunks=chunks, reader=reader)
         finally:
             _note(reader, meter)
 

@@ -330,7 +330,7 @@ class _Attempt:
         self.has_begun = True
         self.meter.first_token_ms = since_ms(self.meter.started_s)
         keep_answer(self.meter, bytes(first))
-        return Answer("text/event-stream", bytes(first), chunks=self._rest(self.events))
+        return Answer("text/event-stream", bytes(first), chunks=self._rest(self.events), reader=reader)
 
     async def _rest(self, events: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
         """What follows the first event, each piece awaited no longer than an endpoint may be silent."""
@@ -509,7 +509,20 @@ def _usage_of(raw: Any) -> Usage | None:
         usage,
         cache_write_5m_tokens=max(0, usage.cache_write_5m_tokens - one_hour),
         cache_write_1h_tokens=one_hour,
+        service_tier=_served_as(raw, given) or usage.service_tier,
     )
+
+
+def _served_as(raw: Any, usage: Any) -> str | None:
+    """The service tier as the price map names it, from where each provider puts it."""
+    said = (getattr(usage, "speed", None), getattr(usage, "inference_geo", None), getattr(raw, "service_tier", None))
+    named = [name.lower() for name in said if isinstance(name, str) and len(name) <= _MAX_TIER_NAME]
+    return next((name for name in named if name not in _ORDINARY), None)
+
+
+_MAX_TIER_NAME = 40
+_ORDINARY = frozenset({"", "auto", "default", "standard", "global", "not_available"})
+"""Ways of being served that cost what the model costs."""
 
 
 def _words_of(fault: Exception, dialect: Dialect) -> UpstreamProblem:

@@ -16,15 +16,16 @@ import importlib.util
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import ROUND_HALF_EVEN, Decimal
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import NewType
+from urllib.parse import urlsplit
 
 from app.domain.money import PicoUsd
-from app.domain.pricing import Price, Rates, Tier
+from app.domain.pricing import Price, Rates, ServiceTier, Tier
 
 SOURCE = "price map"
 FILE_NAME = "model_prices_and_context_window_backup.json"
@@ -39,8 +40,28 @@ _RATE_FIELDS = {
     "audio_input": "input_cost_per_audio_token",
     "audio_output": "output_cost_per_audio_token",
 }
+_RARE_RATE_FIELDS = {
+    "cached_audio_input": "cache_read_input_audio_token_cost",
+    "image_input": "input_cost_per_image_token",
+    "image_output": "output_cost_per_image_token",
+}
+_RATE_FIELDS |= _RARE_RATE_FIELDS
 _OTHER_NAME_OF_CACHED_INPUT = "input_cost_per_token_cache_hit"
 _TIERED = re.compile(rf"({'|'.join(_RATE_FIELDS.values())})_above_(\d+)k_tokens")
+_SERVICE_TIERS = {
+    "priority": ("priority",),
+    "flex": ("flex",),
+    "batches": ("batch",),
+    "balanced": ("balanced",),
+    "ultrafast": ("ultrafast",),
+}
+"""How the table marks a price of a service tier, and how the providers call that tier in their answers."""
+_MULTIPLIED_TIERS = ("us", "fast")
+"""Service tiers that the table tells as a factor on all rates: Anthropic's `inference_geo` and `speed`."""
+_REACHED_FROM = frozenset({"xai"})
+"""Providers whose tiers begin at their threshold; those of all others begin above it."""
+_HOSTS_OF_OPENAI = {"eu.api.openai.com": "eu", "us.api.openai.com": "us"}
+_GLOBAL_HOST_OF_VERTEX = "aiplatform.googleapis.com"
 _OTHER_UNITS = re.compile(
     r"cost_per_(second|character|pixel|page|credit|query|video|session|text_message)|dbu_cost|_per_second"
 )
@@ -48,6 +69,8 @@ _IMAGE_MODES = frozenset({"image_generation", "image_edit"})
 _MODES_WITHOUT_OUTPUT_PRICE = frozenset({"embedding", "rerank", "moderation"})
 _PROVIDERS_OF_OPENAI = frozenset({"openai", "text-completion-openai"})
 _ROUTES_OF_BEDROCK = ("converse/", "invoke/", "converse_like/")
+
+_ID = re.compile(r"map:(?P<key>.+)@(?P<version>[0-9a-f]{8})(?:\+(?P<region>[a-z]+))?")
 
 _Entry = NewType("_Entry", dict[str, object])
 """One model as the file tells it, reduced to what is read here."""
@@ -76,7 +99,7 @@ class PriceMap:
         """The table of the installed LiteLLM, found without importing it; empty where it is not installed."""
         spec = importlib.util.find_spec("litellm")
         folders = (spec.submodule_search_locations or []) if spec else []
-        paths = (Path(folder) / FILE_NAME for folder in folders)
+        paths = (Path(folder, FILE_NAME) for folder in folders)
         return cls(next((path for path in paths if path.is_file()), None))
 
     def load(self) -> int:
@@ -84,12 +107,30 @@ class PriceMap:
         with self._reading:
             return len(self._table.entries)
 
-    def fallback_price(self, provider: str, upstream_model: str) -> Price | None:
-        """The list price of a model at an endpoint's kind of provider; None where the table has none that we can tell exactly."""
+    def fallback_price(self, provider: str, upstream_model: str, api_base: str = "") -> Price | None:
+        """The list price of a model at an endpoint's kind of provider; None where the table has none that we can tell exactly.
+
+        Some providers charge more where the address keeps the call within a region.
+        """
         self.load()
         for key in self._table.keys_of(provider, upstream_model):
-            return _price(self._table.entries[key], id=f"map:{key}@{self._table.version}")
+            return self._priced(key, _region_of(key, provider, api_base))
         return None
+
+    def price_by_id(self, price_id: str) -> Price | None:
+        """The price that a record names, if it came from this version of the table."""
+        self.load()
+        found = _ID.fullmatch(price_id)
+        if found is None or found["version"] != self._table.version or found["key"] not in self._table.entries:
+            return None
+        return self._priced(found["key"], found["region"])
+
+    def _priced(self, key: str, region: str | None) -> Price | None:
+        entry = self._table.entries[key]
+        uplift = _uplift(entry, region)
+        marked = f"+{region}" if uplift is not None else ""
+        price = _price(entry, id=f"map:{key}@{self._table.version}{marked}")
+        return price if price is None or uplift is None else _lifted(price, uplift)
 
     def facts(self, upstream_model: str) -> ModelFacts:
         """Context window and longest answer, whoever serves the model."""
@@ -153,7 +194,10 @@ class _Table:
 def _reduced(entry: Mapping[str, object]) -> _Entry:
     """Prices, sizes and what they are looked up by: a sixth of the file's bulk is notes on abilities and regions."""
     kept = ("litellm_provider", "mode", "max_input_tokens", "max_output_tokens", "max_tokens", "tiered_pricing")
-    return _Entry({name: value for name, value in entry.items() if name in kept or "cost" in name})
+    told = {name: value for name, value in entry.items() if name in kept or "cost" in name or "_uplift_" in name}
+    if isinstance(factors := entry.get("provider_specific_entry"), dict):
+        told |= {f"factor_{name}": factors[name] for name in _MULTIPLIED_TIERS if name in factors}
+    return _Entry(told)
 
 
 # ── One entry ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -172,8 +216,44 @@ def _price(entry: _Entry, *, id: str) -> Price | None:
         return None
     tiers = _tiers_by_range(ranges, rates) if ranges else _tiers_by_name(entry, rates)
     return Price(
-        id=id, rates=rates, tiers=tiers, request=request or PicoUsd(0), image=image or PicoUsd(0), source=SOURCE
+        id=id,
+        rates=rates,
+        tiers=tiers,
+        request=request or PicoUsd(0),
+        image=image or PicoUsd(0),
+        source=SOURCE,
+        service_tiers=(*_service_tiers(first, rates, tiers), *_multiplied_tiers(entry, rates, tiers)),
     )
+
+
+def _service_tiers(entry: Mapping[str, object], base: Rates, tiers: tuple[Tier, ...]) -> tuple[ServiceTier, ...]:
+    """What a service tier does not price of its own costs what it costs without it."""
+    found = []
+    for mark, names in _SERVICE_TIERS.items():
+        own = {rate: _pico(entry, f"{field}_{mark}") for rate, field in _RATE_FIELDS.items()}
+        rates = _changed(base, {rate: price for rate, price in own.items() if price is not None})
+        above = tuple(
+            Tier(tier.above_prompt_tokens, _changed(tier.rates, _above(entry, tier.above_prompt_tokens, mark)))
+            for tier in tiers
+        )
+        if rates != base or above != tiers:
+            found += [ServiceTier(name, rates, above) for name in names]
+    return tuple(found)
+
+
+def _above(entry: Mapping[str, object], prompt_tokens: int, mark: str) -> dict[str, PicoUsd]:
+    thousands = -(-prompt_tokens // 1000)
+    own = {rate: _pico(entry, f"{field}_above_{thousands}k_tokens_{mark}") for rate, field in _RATE_FIELDS.items()}
+    return {rate: price for rate, price in own.items() if price is not None}
+
+
+def _multiplied_tiers(entry: _Entry, base: Rates, tiers: tuple[Tier, ...]) -> tuple[ServiceTier, ...]:
+    found = []
+    for name in _MULTIPLIED_TIERS:
+        if (factor := _factor(entry, f"factor_{name}")) is not None:
+            above = tuple(Tier(tier.above_prompt_tokens, _times(tier.rates, factor)) for tier in tiers)
+            found.append(ServiceTier(name, _times(base, factor), above))
+    return tuple(found)
 
 
 def _rates(entry: Mapping[str, object]) -> Rates | None:
@@ -209,7 +289,8 @@ def _tiers_by_name(entry: _Entry, base: Rates) -> tuple[Tier, ...]:
     rate_of = {field: rate for rate, field in _RATE_FIELDS.items()}
     for name in entry:
         if (match := _TIERED.fullmatch(name)) and (price := _pico(entry, name)) is not None:
-            found.setdefault(int(match[2]) * 1000, {})[rate_of[match[1]]] = price
+            above = int(match[2]) * 1000 - (entry.get("litellm_provider") in _REACHED_FROM)
+            found.setdefault(above, {})[rate_of[match[1]]] = price
     return tuple(Tier(above, _changed(base, found[above])) for above in sorted(found))
 
 
@@ -233,6 +314,58 @@ def _tiers_by_range(ranges: list[tuple[int, Mapping[str, object]]], base: Rates)
 def _changed(base: Rates, prices: Mapping[str, PicoUsd]) -> Rates:
     rates = {name: prices.get(name, getattr(base, name)) for name in _RATE_FIELDS}
     return Rates(**rates)
+
+
+def _region_of(key: str, provider: str, api_base: str) -> str | None:
+    """Where the call is kept, as far as the endpoint's address tells."""
+    host = urlsplit(api_base).hostname or ""
+    if provider == "openai" or key.startswith("openai/"):
+        return _HOSTS_OF_OPENAI.get(host)
+    if key.startswith("vertex_ai/") and host != _GLOBAL_HOST_OF_VERTEX:
+        return "regional"  # without an address LiteLLM chooses a region, too
+    return None
+
+
+def _uplift(entry: _Entry, region: str | None) -> Decimal | None:
+    match region:
+        case None:
+            return None
+        case "regional":
+            return _factor(entry, "regional_endpoint_uplift_multiplier")
+        case _:
+            return _factor(entry, f"regional_processing_uplift_multiplier_{region}")
+
+
+def _lifted(price: Price, factor: Decimal) -> Price:
+    """All rates of tokens; what is charged by the request or the image stays."""
+
+    def lifted(tiers: tuple[Tier, ...]) -> tuple[Tier, ...]:
+        return tuple(Tier(tier.above_prompt_tokens, _times(tier.rates, factor)) for tier in tiers)
+
+    return replace(
+        price,
+        rates=_times(price.rates, factor),
+        tiers=lifted(price.tiers),
+        service_tiers=tuple(
+            ServiceTier(served.name, _times(served.rates, factor), lifted(served.tiers))
+            for served in price.service_tiers
+        ),
+    )
+
+
+def _times(rates: Rates, factor: Decimal) -> Rates:
+    def times(rate: PicoUsd) -> PicoUsd:
+        return PicoUsd(int((rate * factor).to_integral_value(ROUND_HALF_EVEN)))
+
+    lifted = {name: times(rate) for name in _RATE_FIELDS if (rate := getattr(rates, name)) is not None}
+    return Rates(**lifted)
+
+
+def _factor(entry: _Entry, name: str) -> Decimal | None:
+    value = entry.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | Decimal) or value <= 0:
+        return None
+    return Decimal(value)
 
 
 def _pico(entry: Mapping[str, object], name: str) -> PicoUsd | None:

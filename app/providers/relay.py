@@ -11,6 +11,7 @@ One attempt, in order:
 
 from __future__ import annotations
 
+from collections import deque
 from time import monotonic
 from types import TracebackType
 from typing import Protocol, runtime_checkable
@@ -177,25 +178,32 @@ class RelayAttempt:
         due_s = monotonic() + self._deadlines.first_byte_s
         held: list[bytes] = []
         held_bytes = 0
+        pieces: deque[bytes] = deque()
         while not reader.has_begun:
-            data = await self._exchange.read_some(due_s - monotonic(), "first_token_timeout")
-            if not data:
-                return self._stream_of(reader, b"".join([*held, reader.end()]), is_over=True)
-            ready = reader.feed(data)
+            if not pieces:
+                data = await self._exchange.read_some(due_s - monotonic(), "first_token_timeout")
+                if not data:
+                    return self._stream_of(reader, b"".join([*held, reader.end()]), is_over=True)
+                pieces.extend(pieces_near(self._meter.granted_tokens, reader, data))
+            ready = reader.feed(pieces.popleft())
             held.append(ready)
             held_bytes += len(ready)
             if held_bytes > _MAX_HELD_BYTES and not reader.has_begun:
                 raise BadAnswer("no_answer_in_sight")
-        return self._stream_of(reader, b"".join(held), is_over=False)
+        return self._stream_of(reader, b"".join(held), is_over=False, pieces=pieces)
 
-    def _stream_of(self, reader: StreamReader, data: bytes, *, is_over: bool) -> Answer:
+    def _stream_of(
+        self, reader: StreamReader, data: bytes, *, is_over: bool, pieces: deque[bytes] | None = None
+    ) -> Answer:
         self._reader = reader
         meter = self._meter
         meter.first_token_ms = since_ms(meter.started_s)
         meter.delivered_tokens = reader.delivered_tokens
         keep_answer(meter, data)
-        chunks = RelayedChunks(self._exchange, reader, meter, self._deadlines.between_bytes_s, is_over=is_over)
-        return Answer(content_type=_SSE, body=data, chunks=chunks, headers=self._visible_headers())
+        chunks = RelayedChunks(
+            self._exchange, reader, meter, self._deadlines.between_bytes_s, is_over=is_over, pieces=pieces or deque()
+        )
+        return Answer(content_type=_SSE, body=data, chunks=chunks, headers=self._visible_headers(), reader=reader)
 
     def _visible_headers(self) -> tuple[tuple[bytes, bytes], ...]:
         theirs = self._exchange.headers
@@ -212,16 +220,25 @@ class RelayAttempt:
 class RelayedChunks:
     """The rest of a stream, as `Answer.chunks`. Raises: AttemptFailed(kind=ANSWER_BEGUN) when the upstream breaks off."""
 
-    __slots__ = ("_between_s", "_exchange", "_is_over", "_meter", "_reader")
+    __slots__ = ("_between_s", "_exchange", "_is_over", "_meter", "_pieces", "_reader")
 
     def __init__(
-        self, exchange: Exchange, reader: StreamReader, meter: Meter, between_s: float, *, is_over: bool
+        self,
+        exchange: Exchange,
+        reader: StreamReader,
+        meter: Meter,
+        between_s: float,
+        *,
+        is_over: bool,
+        pieces: deque[bytes],
     ) -> None:
         self._exchange = exchange
         self._reader = reader
         self._meter = meter
         self._between_s = between_s
         self._is_over = is_over
+        self._pieces = pieces
+        """What has come and was not looked at yet."""
 
     def __aiter__(self) -> RelayedChunks:
         return self
@@ -249,6 +266,10 @@ class RelayedChunks:
         """What is to be handed on next; empty at the end. Events that are not handed on are progress all the same."""
         reader = self._reader
         while not self._is_over:
+            if self._pieces:
+                if ready := reader.feed(self._pieces.popleft()):
+                    return ready
+                continue
             try:
                 data = await self._exchange.read_some(self._patience_s(), "between_tokens_timeout")
             except ExchangeFailed:
@@ -258,8 +279,9 @@ class RelayedChunks:
             if not data:
                 self._is_over = True
                 return reader.end()
-            ready = reader.feed(data)
-            if ready:
+            if self._meter.granted_tokens is not None:
+                self._pieces.extend(pieces_near(self._meter.granted_tokens, reader, data))
+            elif ready := reader.feed(data):
                 return ready
         return b""
 
@@ -267,6 +289,22 @@ class RelayedChunks:
         if not self._reader.is_complete:
             return self._between_s
         return min(self._between_s, _USAGE_S if self._reader.usage is None else _GOODBYE_S)
+
+
+_LEAST_BYTES_PER_TOKEN = 5
+"""Of an event: fewer bytes are never counted as a token."""
+
+
+def pieces_near(granted_tokens: int | None, reader: StreamReader, data: bytes) -> list[bytes]:
+    """A segment as it came, or one piece per event where what it holds may be more than what was granted."""
+    if granted_tokens is None or reader.delivered_tokens + len(data) // _LEAST_BYTES_PER_TOKEN <= granted_tokens:
+        return [data]
+    blank = b"\n\n" if b"\r" not in data else b"\n"
+    pieces = [piece + blank for piece in data.split(blank)]
+    pieces[-1] = pieces[-1].removesuffix(
+        blank
+    )  # what followed the last blank line: the beginning of an event, or nothing
+    return pieces if pieces[-1] else pieces[:-1]
 
 
 def _note(reader: StreamReader, meter: Meter) -> None:
