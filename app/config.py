@@ -34,6 +34,8 @@ SAMPLE_SECRETS = frozenset(
 """The values that `.env.example` and common habits put where a secret belongs; a start with one of them is refused."""
 
 MIN_SECRET_BYTES = 32
+SECRETS = ("secret_key", "admin_token", "gateway_shared_secret", "metrics_token", "alert_webhook_secret")
+"""Those of our own, which must be strong. The provider's credential is as strong as the provider made it."""
 
 
 class OnRedisDown(StrEnum):
@@ -71,7 +73,7 @@ class Settings(BaseSettings):
     rate_limit_tokens_per_minute: int = Field(0, ge=0, examples=["100000"])
     budget_timezone: str = Field("UTC", examples=["Europe/Berlin"])
     reservation_lease_seconds: int = Field(60, ge=2, le=600, examples=["60"])
-    redis_timeout_ms: int = Field(250, ge=10, le=60_000, examples=["250"])
+    redis_timeout_ms: int = Field(100, ge=10, le=60_000, examples=["100"])
     on_redis_down: OnRedisDown = Field(OnRedisDown.LOCAL, examples=["local"])
 
     # Records
@@ -80,13 +82,17 @@ class Settings(BaseSettings):
     log_content_max_bytes: int = Field(256 * 1024, ge=0, examples=["262144"])
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", examples=["INFO"])
 
+    # Alerts
+    alert_webhook_url: str = Field("", max_length=2048, examples=["https://hooks.example.com/antigravity"])
+    alert_webhook_secret: SecretStr = Field(SecretStr(""), examples=["the output of: openssl rand -base64 48"])
+
     # The server
     host: str = Field("0.0.0.0", min_length=1, examples=["0.0.0.0"])  # noqa: S104 - a server's default is to be reachable
     port: int = Field(8000, ge=1, le=65535, examples=["8000"])
     workers: int = Field(1, ge=1, le=256, examples=["2"])
     max_request_bytes: int = Field(20 * 1024 * 1024, ge=1024, examples=["20971520"])
-    request_body_timeout_seconds: float = Field(30.0, gt=0, examples=["30"])
-    shutdown_grace_seconds: float = Field(30.0, ge=0, examples=["30"])
+    request_body_timeout_seconds: float = Field(30.0, gt=0, allow_inf_nan=False, examples=["30"])
+    shutdown_grace_seconds: float = Field(30.0, ge=0, allow_inf_nan=False, examples=["30"])
     trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
         (), examples=["10.0.0.0/8, 127.0.0.1"]
     )
@@ -116,10 +122,22 @@ class Settings(BaseSettings):
     @field_validator("llm_api_base")
     @classmethod
     def _api_base(cls, value: str) -> str:
-        parts = urlsplit(value)
+        try:
+            parts = urlsplit(value)
+        except ValueError:  # its own message would show the value, a password in it included
+            parts = urlsplit("")
         if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
             raise ValueError("is not an http(s) URL without user and password")
         return value
+
+    @field_validator("alert_webhook_url")
+    @classmethod
+    def _webhook(cls, value: str) -> str:
+        if not value:
+            return ""
+        if not value.isascii() or not value.isprintable() or " " in value:
+            raise ValueError("is not an http(s) URL without user and password")
+        return cls._api_base(value)
 
     @field_validator("budget_timezone")
     @classmethod
@@ -140,7 +158,7 @@ class Settings(BaseSettings):
         except ValueError:
             raise ValueError("is not a comma-separated list of addresses and networks") from None
 
-    @field_validator("secret_key", "admin_token", "gateway_shared_secret", "metrics_token", "llm_api_key")
+    @field_validator(*SECRETS, "llm_api_key")
     @classmethod
     def _printable(cls, value: SecretStr) -> SecretStr:
         if re.search(r"[\x00-\x20\x7f]", value.get_secret_value()):
@@ -164,6 +182,11 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     except UnicodeDecodeError:
         raise SettingsError(".env is not a UTF-8 text file.") from None
     _refuse_weak_secrets(settings)
+    if settings.alert_webhook_url and not settings.alert_webhook_secret.get_secret_value():
+        raise SettingsError(
+            "ALERT_WEBHOOK_SECRET is not set, and ALERT_WEBHOOK_URL needs it to sign what it is sent. "
+            f"Set it to {_example('alert_webhook_secret')}."
+        )
     return settings
 
 
@@ -192,7 +215,7 @@ def withdraw_from_environment(pattern: re.Pattern[str]) -> None:
 
 
 def _refuse_weak_secrets(settings: Settings) -> None:
-    for name in ("secret_key", "admin_token", "gateway_shared_secret", "metrics_token"):
+    for name in SECRETS:
         secret = getattr(settings, name).get_secret_value()
         if not secret:
             if name in settings.model_fields_set:

@@ -9,12 +9,14 @@ from app.clock import Clock
 from app.config import Settings
 from app.services.admin_access import AdminAccess
 from app.services.admission import Admission
+from app.services.alerts import Alerts
 from app.services.catalog import CatalogFollower
 from app.services.chat import Chat
 from app.services.health_check import HealthCheck
 from app.services.identities import Identities
 from app.services.load_balancer import LoadBalancer
 from app.services.management import Management
+from app.services.standing import Standings
 from app.services.usage_log import UsageLog
 from app.storage.management_ports import AuditStore
 from app.storage.ports import ReportStore, UsageStore
@@ -36,4 +38,6 @@ class Container:
     audit: AuditStore
     reports: ReportStore
     usage: UsageStore
+    alerts: Alerts
+    standings: Standings
     endpoint_state: Callable[[str], str]

@@ -20,7 +20,7 @@ from app.config import Settings, load_settings
 from app.database import Engine, open_engine
 from app.domain.budget import BudgetClaim, BudgetState, budget_claims_for
 from app.domain.identity import Identity, require_may_call
-from app.domain.limits import Claim, ClaimState, Limit, LimitKind, Scope, claims_for
+from app.domain.limits import Claim, ClaimState, Limit, LimitKind, Scope, TokenNeed, claims_for
 from app.domain.money import NanoUsd, nano_to_usd
 from app.embedded import EmbeddedError, EmbeddedServers, running_servers
 from app.exceptions import DependencyUnavailable, GatewayError, InvalidApiKey, SettingsError
@@ -43,6 +43,9 @@ from app.storage.sql_usage import SqlUsageStore
 SHOWN_KEYS = 200
 """More are a matter for the dashboard, which can search and page."""
 
+ONE_TOKEN = TokenNeed(prompt=1, most=0, floor=0, is_elastic=False)
+"""The least that a request can ask of a limit on tokens."""
+
 
 # ── Commands ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -56,24 +59,24 @@ def create_missing_tables() -> int:
             console.print("Nothing to do: the schema is up to date.")
         return 0
 
-    return _command(run)
+    return command_over(run)
 
 
 def list_tables() -> int:
     """Show every table with its rows and size, and the state of the schema."""
 
     async def run(target: Target, console: Console) -> int:
-        async with _engine(target) as engine:
+        async with engine_of(target) as engine:
             return await print_tables(engine, console)
 
-    return _command(run)
+    return command_over(run)
 
 
 def diagnose_keys(*, key: str | None = None, key_id: str | None = None) -> int:
     """Show keys (one, or the newest) with what they may and why a request with them would be refused now."""
 
     async def run(target: Target, console: Console) -> int:
-        async with _engine(target) as engine, _counters(target) as counters:
+        async with engine_of(target) as engine, _counters(target) as counters:
             question = Question(engine, SqlUsageStore(engine), counters, target, datetime.now(target.zone))
             if key is not None:
                 digest = digest_of(key, pepper_of(target.secret_key)) if target.secret_key else None
@@ -88,7 +91,7 @@ def diagnose_keys(*, key: str | None = None, key_id: str | None = None) -> int:
                 return await print_one_key(question, await key_with_id(engine, key_id), console)
             return await print_keys(question, console)
 
-    return _command(run)
+    return command_over(run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,11 +206,11 @@ async def diagnose(question: Question, found: KeyFound) -> Diagnosis:
 
 def _claims(question: Question, identity: Identity) -> tuple[list[Claim], list[BudgetClaim]]:
     user, key = identity.user, identity.key
-    claims = claims_for(Scope.USER, user.oid, user.limits, tokens=1)
+    claims = claims_for(Scope.USER, user.oid, user.limits, need=ONE_TOKEN)
     holders = [(Scope.USER, user.oid, user.budgets)]
     if key is not None:
         own = question.target.default_limits if key.limits is None else key.limits
-        claims += claims_for(Scope.KEY, key.id, own, tokens=1)
+        claims += claims_for(Scope.KEY, key.id, own, need=ONE_TOKEN)
         holders.append((Scope.KEY, key.id, key.budgets))
     budgets = [
         claim
@@ -356,7 +359,7 @@ def _time(moment: datetime) -> str:
 # ── Where the stores are ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _command(run: Callable[[Target, Console], Awaitable[int]]) -> int:
+def command_over(run: Callable[[Target, Console], Awaitable[int]]) -> int:
     """Find the stores, run, and turn what an operator can mend into one line."""
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
@@ -405,7 +408,7 @@ def _normal(database_url: str) -> str:
 
 
 @asynccontextmanager
-async def _engine(target: Target) -> AsyncIterator[Engine]:
+async def engine_of(target: Target) -> AsyncIterator[Engine]:
     engine = open_engine(target.database_url, pool_size=1)
     try:
         yield engine

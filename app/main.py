@@ -9,7 +9,7 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -17,11 +17,11 @@ from fastapi import FastAPI
 
 from app import __version__
 from app.clock import Clock, SystemClock
-from app.config import Settings, load_settings, require_cluster_settings
+from app.config import OnRedisDown, Settings, load_settings, require_cluster_settings
 from app.container import Container
 from app.database import Engine, is_alive, open_engine
 from app.domain.catalog import Catalog, ProviderKind
-from app.domain.egress import LAPTOP, EgressPolicy
+from app.domain.egress import LAPTOP, EgressPolicy, checked_url
 from app.domain.identity import LogContent
 from app.domain.limits import Limit, LimitKind
 from app.exceptions import CallerError, DependencyUnavailable, SettingsError
@@ -31,30 +31,41 @@ from app.providers.demo import DemoProvider
 from app.providers.litellm import LiteLLMProvider
 from app.providers.price_map import PriceMap
 from app.providers.relay import OpenAIRelay
+from app.providers.tokenizer import BundledTokenizer
 from app.providers.transport import Transport
+from app.providers.webhook import Webhook
 from app.redis_client import RedisClient, open_redis
-from app.routers import admin, apps, health, management
+from app.routers import admin, alerts, apps, health, management
 from app.routers.chat import DataPlane
 from app.routers.docs import add_docs
 from app.routers.errors import install_error_handlers
 from app.services.admin_access import AdminAccess
 from app.services.admission import Admission
+from app.services.alerts import Alerts
 from app.services.api_key import pepper_of
 from app.services.bootstrap import FirstModel, bootstrap
 from app.services.catalog import CatalogFollower
 from app.services.chat import Chat
+from app.services.estimation import Estimation
+from app.services.expectations import Expectations
 from app.services.failover import Failover
+from app.services.fallback import ORPHANS_EVERY_S, FallbackCounters, FallbackSink
 from app.services.health_check import HealthCheck
 from app.services.identities import Identities
 from app.services.load_balancer import LoadBalancer
-from app.services.maintenance import Chore, Election, supervise
+from app.services.maintenance import Chore, supervise
 from app.services.management import open_management
+from app.services.recovery import RecoveringCounters
+from app.services.standing import Standings
 from app.services.usage_log import UsageLog
 from app.services.user_expiry import UserExpiry
+from app.storage.journal import Journal
+from app.storage.local_counters import LocalCounters
 from app.storage.migrate import migrate
 from app.storage.redis_counters import RedisCounters, RedisUsageSink
 from app.storage.redis_signals import RedisElection, RedisSignals
 from app.storage.sealing import Sealer
+from app.storage.sql_alerts import SqlAlertStore
 from app.storage.sql_audit import SqlAudit
 from app.storage.sql_catalog import SqlCatalogStore
 from app.storage.sql_identity import SqlKeyStore
@@ -63,8 +74,12 @@ from app.storage.sql_reports import SqlReportStore
 from app.storage.sql_usage import SqlUsageStore
 from app.telemetry import configure_logging, logger
 
-START_WAIT_S = 20.0
-"""How long a start waits for its stores before it goes on, alive and not ready, and heals by itself once they are there."""
+JOURNAL = "journal"
+"""Folder under DATA_DIR where records wait while Redis is away. Replicas that share it adopt each other's when one is gone."""
+START_WAIT_S = 3.0
+"""How long a start waits for its stores before it goes on, alive and not ready, and heals by itself once they are there.
+
+Until then nobody listens on the port, so it is well below the patience of any liveness probe."""
 FLUSH_WAIT_S = 5.0
 """How long a stop goes on moving records to SQL. What is left is durable in the stream and moved by the next process."""
 
@@ -79,11 +94,13 @@ class Process:
     transport: Transport
     litellm: LiteLLMProvider
     signals: RedisSignals
-    election: Election
-    counters: RedisCounters
+    election: RedisElection
+    counters: FallbackCounters
+    journal: Journal
     user_expiry: UserExpiry
     ledger: SqlUsageStore
     prices: PriceMap
+    tokenizer: BundledTokenizer
 
 
 def wire(settings: Settings, clock: Clock | None = None) -> Process:
@@ -92,7 +109,18 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
     zone = settings.budget_zone
     engine = open_engine(settings.database_url, pool_size=settings.database_pool_size)
     redis = open_redis(settings.redis_url, timeout_ms=settings.redis_timeout_ms, is_cluster=settings.redis_cluster)
-    counters, signals, ledger = RedisCounters(redis), RedisSignals(redis), SqlUsageStore(engine)
+    process_id = f"{os.getpid()}-{os.urandom(8).hex()}"
+    signals, ledger = RedisSignals(redis), SqlUsageStore(engine)
+    shared, stream = RedisCounters(redis, process_id=process_id), RedisUsageSink(redis)
+    journal = Journal(settings.data_dir / JOURNAL)
+    counters = FallbackCounters(
+        RecoveringCounters(shared, ledger=ledger, clock=clock),
+        local=LocalCounters(lambda: int(clock.monotonic() * 1000)),
+        journal=journal,
+        sink=stream,
+        clock=clock,
+        is_local=settings.on_redis_down is OnRedisDown.LOCAL,
+    )
     secret_key = settings.secret_key.get_secret_value()
     pepper, sealer, egress = pepper_of(secret_key), Sealer(secret_key), egress_policy(settings)
     admin_token = settings.admin_token.get_secret_value() or None
@@ -134,13 +162,18 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         ProviderKind.ANTHROPIC: litellm,  # translates; the Messages protocol itself is passed on natively once it has a dialect
         ProviderKind.DEMO: DemoProvider(clock=clock),
     }
+    webhook = webhook_of(settings, transport, clock)
+    budget_alerts = Alerts(store=SqlAlertStore(engine), clock=clock, zone=zone, webhook=webhook)
     usage_log = UsageLog(
-        sink=RedisUsageSink(redis),
+        sink=FallbackSink(stream, counters),
         store=ledger,
         clock=clock,
         log_content=LogContent(settings.log_content),
         content_max_bytes=settings.log_content_max_bytes,
+        on_written=budget_alerts.noticed,
     )
+    tokenizer = BundledTokenizer()
+    estimation = Estimation(tokenizer)
     admission = Admission(
         counters=counters,
         ledger=ledger,
@@ -149,6 +182,8 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         default_limits=default_limits(settings),
         zone=zone,
         lease_s=settings.reservation_lease_seconds,
+        estimation=estimation,
+        expectations=Expectations(),
     )
     failover = Failover(providers=providers, balancer=balancer, clock=clock)
 
@@ -160,7 +195,7 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         clock=clock,
         identities=identities,
         catalog=catalog,
-        chat=Chat(usage_log=usage_log, admission=admission, failover=failover),
+        chat=Chat(usage_log=usage_log, admission=admission, failover=failover, estimation=estimation),
         admission=admission,
         usage_log=usage_log,
         balancer=balancer,
@@ -169,17 +204,34 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
             balancer=balancer,
             database_is_alive=database_is_alive,
             redis_is_alive=redis.is_alive,
+            needs_redis=settings.on_redis_down is OnRedisDown.REFUSE,
         ),
         management=commands,
         admin_access=AdminAccess(management_store, clock, pepper, admin_token),
         audit=SqlAudit(engine),
         reports=SqlReportStore(engine),
         usage=ledger,
+        alerts=budget_alerts,
+        standings=Standings(
+            counters=counters, ledger=ledger, clock=clock, zone=zone, default_limits=default_limits(settings)
+        ),
         endpoint_state=balancer.state_of,
     )
-    election = RedisElection(redis, process_id=f"{os.getpid()}-{os.urandom(8).hex()}")
+    election = RedisElection(redis, process_id=process_id)
     return Process(
-        container, engine, redis, transport, litellm, signals, election, counters, user_expiry, ledger, prices
+        container,
+        engine,
+        redis,
+        transport,
+        litellm,
+        signals,
+        election,
+        counters,
+        journal,
+        user_expiry,
+        ledger,
+        prices,
+        tokenizer,
     )
 
 
@@ -204,7 +256,7 @@ def create_app(settings: Settings, clock: Clock | None = None) -> GatewayMiddlew
     )
     api.state.container = container
     install_error_handlers(api)
-    for router in (health.router, *admin.routers, *apps.routers, *management.routers):
+    for router in (health.router, *admin.routers, *alerts.routers, *apps.routers, *management.routers):
         api.include_router(router)
     if settings.docs_enabled:
         add_docs(api)
@@ -222,8 +274,10 @@ async def running(process: Process) -> AsyncIterator[None]:
     """From the first connection to the last: bring up, chores, drain. Every background task belongs to this group."""
     container = process.container
     async with AsyncExitStack() as closing:
+        closing.callback(process.journal.close)
         closing.push_async_callback(process.engine.dispose)
         closing.push_async_callback(process.transport.close)
+        closing.push_async_callback(process.tokenizer.close)
         await closing.enter_async_context(process.redis.pumping())
         async with asyncio.TaskGroup() as group:
             tasks = [
@@ -238,6 +292,8 @@ async def running(process: Process) -> AsyncIterator[None]:
                 await flush(container)
                 for task in tasks:
                     task.cancel()
+                with suppress(DependencyUnavailable):
+                    await process.election.resign()
 
 
 def chores(process: Process) -> list[Chore]:
@@ -249,13 +305,17 @@ def chores(process: Process) -> list[Chore]:
         Chore("messages", lambda: process.signals.listen(container.catalog.poke)),
         Chore("leases", admission.renew_leases, every_s=settings.reservation_lease_seconds / 3),
         Chore("reaper", lambda: process.counters.expire_leases(500), every_s=2.0, is_elected=True),
+        Chore("counters", process.counters.watch),
+        Chore("journals", lambda: process.counters.adopt(settings.data_dir / JOURNAL), every_s=ORPHANS_EVERY_S),
         Chore("settlements", admission.settle_again, every_s=0.5),
+        Chore("refusals", usage_log.send_unsent, every_s=0.5),
         # These write to tables, which exist once the configuration was loaded from them.
         Chore("drainer", usage_log.drain_once, is_elected=True, after=loaded),
         Chore("content", usage_log.write_contents, after=loaded),
         Chore("last-used", container.identities.write_used, every_s=10.0, after=loaded),
         Chore("noticed-expiries", expiry.store_noticed, after=loaded),
         Chore("daily-expiry", expiry.sync_daily, every_s=60.0, is_elected=True, after=loaded),
+        Chore("alerts", container.alerts.deliver_due, every_s=1.0, is_elected=True, after=loaded),
         Chore("partitions", lambda: ensure_partitions(process), every_s=3600.0, is_elected=True, after=loaded),
     ]
 
@@ -294,7 +354,9 @@ async def flush(container: Container) -> None:
     """Move what is still on its way to the ledger. Stops at the first failure: what is left is durable where it lies."""
     try:
         async with asyncio.timeout(FLUSH_WAIT_S):
-            await container.usage_log.write_contents_once()
+            await container.usage_log.send_unsent()
+            while container.usage_log.has_contents:
+                await container.usage_log.write_contents_once()
             while await container.usage_log.drain_once(wait_s=0.01):
                 pass
             await container.identities.write_used()
@@ -318,6 +380,18 @@ def egress_policy(settings: Settings) -> EgressPolicy:
         raise SettingsError(
             f"UPSTREAM_PRIVATE_HOSTS is not usable: {error}. Example: UPSTREAM_PRIVATE_HOSTS=loopback, 10.0.0.0/8"
         ) from None
+
+
+def webhook_of(settings: Settings, transport: Transport, clock: Clock) -> Webhook | None:
+    """The sender of alerts, where one is configured. Raises: SettingsError for an address that no endpoint could have either."""
+    url = settings.alert_webhook_url
+    if not url:
+        return None
+    try:
+        checked_url(url.partition("?")[0], egress_policy(settings), param="ALERT_WEBHOOK_URL")
+    except CallerError as error:
+        raise SettingsError(f"{error.message} Example: ALERT_WEBHOOK_URL=https://hooks.example.com/alerts") from None
+    return Webhook(transport, clock, url=url, secret=settings.alert_webhook_secret.get_secret_value().encode())
 
 
 def default_limits(settings: Settings) -> tuple[Limit, ...]:

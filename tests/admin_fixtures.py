@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import UTC
 from typing import Any
 
 import httpx2
@@ -14,13 +15,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.config import Settings, load_settings
 from app.domain.egress import EgressPolicy
-from app.routers import admin, apps, management
+from app.routers import admin, alerts, apps, management
 from app.routers.errors import install_error_handlers
 from app.services.admin_access import AdminAccess
+from app.services.alerts import Alerts
 from app.services.api_key import pepper_of
 from app.services.management import Management, open_management
+from app.storage.alert_ports import WebhookSender
 from app.storage.ports import ReportStore, UsageStore
 from app.storage.sealing import Sealer
+from app.storage.sql_alerts import SqlAlertStore
 from app.storage.sql_audit import SqlAudit
 from app.storage.sql_management import SqlManagement
 from app.storage.sql_reports import SqlReportStore
@@ -59,6 +63,7 @@ class Gateway:
     audit: SqlAudit
     reports: ReportStore
     usage: UsageStore
+    alerts: Alerts
     published: Published
     pepper: bytes
     sealer: Sealer
@@ -76,7 +81,13 @@ class Gateway:
             await connection.execute(text(sql), values)
 
 
-def open_gateway(engine: AsyncEngine, *, private_hosts: str = "", admin_token: str | None = ADMIN_TOKEN) -> Gateway:
+def open_gateway(
+    engine: AsyncEngine,
+    *,
+    private_hosts: str = "",
+    admin_token: str | None = ADMIN_TOKEN,
+    webhook: WebhookSender | None = None,
+) -> Gateway:
     clock, published, pepper, sealer = ManualClock(), Published(), pepper_of(SECRET_KEY), Sealer(SECRET_KEY)
     store = SqlManagement(engine)
     commands = open_management(
@@ -97,6 +108,7 @@ def open_gateway(engine: AsyncEngine, *, private_hosts: str = "", admin_token: s
         audit=SqlAudit(engine),
         reports=SqlReportStore(engine),
         usage=SqlUsageStore(engine),
+        alerts=Alerts(store=SqlAlertStore(engine), clock=clock, zone=UTC, webhook=webhook),
         published=published,
         pepper=pepper,
         sealer=sealer,
@@ -107,7 +119,7 @@ def open_app(gateway: Gateway) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.container = gateway
     install_error_handlers(app)
-    for router in (*admin.routers, *apps.routers, *management.routers):
+    for router in (*admin.routers, *alerts.routers, *apps.routers, *management.routers):
         app.include_router(router)
     return app
 

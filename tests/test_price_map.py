@@ -246,3 +246,126 @@ def test_a_price_names_the_file_it_came_from(tmp_path: Path) -> None:
         ids.add(price.id)
 
     assert len(ids) == 2
+
+
+# ── Service tiers and regions (T122) ──────────────────────────────────────────────────────────────────────────────────
+
+TIERED_ENTRY = """"input_cost_per_token": 2e-06, "output_cost_per_token": 8e-06, "cache_read_input_token_cost": 1e-06,
+    "input_cost_per_token_above_200k_tokens": 3e-06, "output_cost_per_token_above_200k_tokens": 9e-06,
+    "input_cost_per_token_priority": 4e-06, "output_cost_per_token_priority": 16e-06,
+    "input_cost_per_token_above_200k_tokens_priority": 6e-06,
+    "input_cost_per_token_batches": 1e-06, "output_cost_per_token_batches": 4e-06,
+    "regional_processing_uplift_multiplier_eu": 1.1"""
+
+
+@pytest.mark.parametrize(
+    ("usage", "nanousd"),
+    [
+        (Usage(1_000, 100), 1_000 * 2_000 + 100 * 8_000),
+        (Usage(1_000, 100, service_tier="default"), 1_000 * 2_000 + 100 * 8_000),
+        (Usage(1_000, 100, service_tier="priority"), 1_000 * 4_000 + 100 * 16_000),
+        (Usage(1_000, 100, cached_tokens=400, service_tier="priority"), 600 * 4_000 + 400 * 1_000 + 100 * 16_000),
+        (Usage(1_000, 100, service_tier="batch"), 1_000 * 1_000 + 100 * 4_000),
+        (Usage(1_000, 100, service_tier="flex"), 1_000 * 2_000 + 100 * 8_000),
+        (Usage(200_000, 100), 200_000 * 2_000 + 100 * 8_000),
+        (Usage(200_001, 100), 200_001 * 3_000 + 100 * 9_000),
+        (Usage(200_001, 100, service_tier="priority"), 200_001 * 6_000 + 100 * 9_000),
+    ],
+)
+def test_a_call_costs_what_its_service_tier_and_its_length_cost(tmp_path: Path, usage: Usage, nanousd: int) -> None:
+    price = only_price(tmp_path, TIERED_ENTRY)
+    assert price is not None
+    assert cost_of(usage, price).nanousd == nanousd
+
+
+@pytest.mark.parametrize(
+    ("api_base", "input_pico", "mark"),
+    [
+        ("", 2_000_000, ""),
+        ("https://api.openai.com/v1", 2_000_000, ""),
+        ("https://eu.api.openai.com/v1", 2_200_000, "+eu"),
+        ("https://us.api.openai.com/v1", 2_000_000, ""),  # has no uplift here
+        ("https://eu.api.openai.com.evil.example/v1", 2_000_000, ""),
+    ],
+)
+def test_an_address_that_keeps_the_call_in_a_region_costs_more(
+    tmp_path: Path, api_base: str, input_pico: int, mark: str
+) -> None:
+    prices = a_map(tmp_path, f'{{"m": {{"litellm_provider": "openai", {TIERED_ENTRY}}}}}')
+    price = prices.fallback_price("openai", "m", api_base)
+
+    assert price is not None
+    assert price.rates.input == input_pico
+    assert price.id.endswith(mark)
+    assert prices.price_by_id(price.id) == price
+
+
+def test_an_uplift_is_on_all_rates_of_all_tiers_and_exact(tmp_path: Path) -> None:
+    prices = a_map(tmp_path, f'{{"m": {{"litellm_provider": "openai", {TIERED_ENTRY}}}}}')
+    plain = prices.fallback_price("openai", "m")
+    lifted = prices.fallback_price("openai", "m", "https://eu.api.openai.com/v1")
+
+    assert plain is not None
+    assert lifted is not None
+    for usage in (Usage(1_000, 100, cached_tokens=10), Usage(300_000, 7, service_tier="priority"), Usage(5, 5)):
+        assert cost_of(usage, lifted).nanousd * 10 == cost_of(usage, plain).nanousd * 11
+
+
+@pytest.mark.parametrize(
+    ("api_base", "is_lifted"),
+    [
+        ("", True),
+        ("https://europe-west1-aiplatform.googleapis.com", True),
+        ("https://aiplatform.googleapis.com", False),
+    ],
+)
+def test_vertex_costs_more_anywhere_but_at_its_global_endpoint(tmp_path: Path, api_base: str, is_lifted: bool) -> None:
+    entry = (
+        '"input_cost_per_token": 1e-06, "output_cost_per_token": 2e-06, "regional_endpoint_uplift_multiplier": 1.1,'
+        '"litellm_provider": "vertex_ai-language-models"'
+    )
+    prices = a_map(tmp_path, f'{{"vertex_ai/m": {{{entry}}}}}')
+    price = prices.fallback_price("litellm", "vertex_ai/m", api_base)
+
+    assert price is not None
+    assert price.rates.input == (1_100_000 if is_lifted else 1_000_000)
+
+
+def test_a_factor_of_the_table_is_a_service_tier(tmp_path: Path) -> None:
+    price = only_price(
+        tmp_path,
+        '"input_cost_per_token": 1e-06, "output_cost_per_token": 2e-06, "provider_specific_entry": {"us": 1.1, "fast": 2.0}',
+    )
+
+    assert price is not None
+    assert cost_of(Usage(10, 10, service_tier="us"), price).nanousd == 33_000
+    assert cost_of(Usage(10, 10, service_tier="fast"), price).nanousd == 60_000
+
+
+def test_where_a_provider_reaches_a_tier_at_its_threshold_so_does_the_price(tmp_path: Path) -> None:
+    entry = '"input_cost_per_token": 1e-06, "output_cost_per_token": 0, "input_cost_per_token_above_200k_tokens": 2e-06'
+    prices = a_map(tmp_path, f'{{"xai/m": {{"litellm_provider": "xai", {entry}}}}}')
+    price = prices.fallback_price("litellm", "xai/m")
+
+    assert price is not None
+    assert cost_of(Usage(199_999), price).nanousd == 199_999_000
+    assert cost_of(Usage(200_000), price).nanousd == 400_000_000
+
+
+def test_a_price_of_another_version_of_the_table_is_not_known(installed: PriceMap) -> None:
+    price = installed.fallback_price("openai", "gpt-4o")
+
+    assert price is not None
+    assert installed.price_by_id(price.id) == price
+    assert installed.price_by_id("map:gpt-4o@00000000") is None
+    assert installed.price_by_id("map:gpt-4o") is None
+    assert installed.price_by_id("0192cccc-0000-7000-8000-000000000001") is None
+
+
+def test_the_installed_table_tells_what_priority_costs(installed: PriceMap) -> None:
+    price = installed.fallback_price("openai", "gpt-5.5")
+
+    assert price is not None
+    assert price.rates_for(1_000, "priority").output == 75_000_000
+    assert price.rates_for(1_000, "flex").output == 15_000_000
+    assert price.rates_for(300_000, "batch").input == 5_000_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date, datetime
 from enum import StrEnum
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from app.domain.budget import Budget
 from app.domain.limits import Limit
@@ -150,4 +150,6 @@ def _is_inside(address: str | None, networks: tuple[Network, ...]) -> bool:
         ip = ip_address(address)
     except ValueError:
         return False
-    return any(ip in network for network in networks)
+    # A socket that listens on IPv6 and IPv4 at once shows its IPv4 callers as ::ffff:a.b.c.d.
+    mapped = ip.ipv4_mapped if isinstance(ip, IPv6Address) else None
+    return any(ip in network or (mapped is not None and mapped in network) for network in networks)

@@ -6,7 +6,7 @@ Amounts are nanodollars (10⁻⁹ USD), prices are picodollars (10⁻¹² USD) p
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, Inexact, InvalidOperation
 from typing import NewType
 
 NanoUsd = NewType("NanoUsd", int)
@@ -20,6 +20,10 @@ PICO_PER_NANO = 10**3
 
 MAX_BUDGET_NANOUSD = NanoUsd(9_000_000 * NANO_PER_USD)
 """Lua's numbers are exact up to 2⁵³; nine million dollars in nanodollars stay below it."""
+
+
+_EXACT = Context(prec=40, traps=[Inexact, InvalidOperation])
+"""Holds the largest amount that is read to its last picodollar, and refuses where the default context would round in silence."""
 
 
 def usd_to_nano(usd: str | int | Decimal) -> NanoUsd:
@@ -64,7 +68,8 @@ def _scaled(value: str | int | Decimal, exponent: int, unit: str) -> int:
         raise ValueError(f"{str(value)[:40]!r} is not a decimal number") from None
     if not number.is_finite() or number.adjusted() > 20:
         raise ValueError(f"{str(value)[:40]!r} is not an amount of money")
-    scaled = number.scaleb(exponent)
-    if scaled != scaled.to_integral_value():
-        raise ValueError(f"{str(value)[:40]!r} is finer than one {unit}")
+    try:
+        scaled = number.scaleb(exponent, _EXACT).to_integral_exact(context=_EXACT)
+    except Inexact:
+        raise ValueError(f"{str(value)[:40]!r} is finer than one {unit}") from None
     return int(scaled)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from app.domain.money import NanoUsd, PicoUsd, pico_to_nano_rounded_up
+from app.domain.money import PICO_PER_NANO, NanoUsd, PicoUsd, pico_to_nano_rounded_up
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What a provider says it processed, in one shape for all of them.
 
-    `prompt_tokens` includes cached and audio tokens, `completion_tokens` includes reasoning and audio tokens; the other
-    fields say how much of them was of that kind.
+    `prompt_tokens` includes cached, audio and image tokens, `completion_tokens` includes reasoning, audio and image tokens;
+    the other fields say how much of them was of that kind.
     """
 
     prompt_tokens: int = 0
@@ -24,6 +25,12 @@ class Usage:
     audio_input_tokens: int = 0
     audio_output_tokens: int = 0
     images: int = 0
+    cached_audio_tokens: int = 0
+    """Part of both the cached and the audio input."""
+    image_input_tokens: int = 0
+    image_output_tokens: int = 0
+    service_tier: str | None = None
+    """As the provider names how it served the call; None where it did not say, which costs what the default costs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,9 @@ class Rates:
     reasoning: PicoUsd | None = None
     audio_input: PicoUsd | None = None
     audio_output: PicoUsd | None = None
+    cached_audio_input: PicoUsd | None = None
+    image_input: PicoUsd | None = None
+    image_output: PicoUsd | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,16 @@ class Tier:
 
     above_prompt_tokens: int
     rates: Rates
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceTier:
+    """Rates that hold for the whole call where the provider served it as `name` (priority, flex, batch …)."""
+
+    name: str
+    rates: Rates
+    tiers: tuple[Tier, ...] = ()
+    """Ascending by `above_prompt_tokens`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +81,13 @@ class Price:
     source: str = "operator"
     """"operator", or "price map" where the operator set none."""
 
-    def rates_for(self, prompt_tokens: int) -> Rates:
-        rates = self.rates
-        for tier in self.tiers:
+    service_tiers: tuple[ServiceTier, ...] = ()
+
+    def rates_for(self, prompt_tokens: int, service_tier: str | None = None) -> Rates:
+        """A service tier that the price does not know (`default`, `standard` …) costs the price's own rates."""
+        served = next((tier for tier in self.service_tiers if tier.name == service_tier), self)
+        rates = served.rates
+        for tier in served.tiers:
             if prompt_tokens > tier.above_prompt_tokens:
                 rates = tier.rates
         return rates
@@ -86,79 +110,118 @@ class Cost:
 
 def cost_of(usage: Usage, price: Price) -> Cost:
     """Σ quantity × unit price, rounded up to a nanodollar once. Kinds are parts of their family and never counted twice."""
-    rates = price.rates_for(usage.prompt_tokens)
-    lines: list[CostLine] = []
+    rates = price.rates_for(usage.prompt_tokens, usage.service_tier)
+    lines = [
+        *_family("input", usage.prompt_tokens, rates.input, _kinds_of_input(usage, rates)),
+        *_family("output", usage.completion_tokens, rates.output, _kinds_of_output(usage, rates)),
+        CostLine("request", 1, price.request),
+        CostLine("image", usage.images, price.image),
+    ]
+    charged = tuple(line for line in lines if line.quantity > 0 and line.unit_pico > 0)
+    return Cost(pico_to_nano_rounded_up(sum(line.quantity * line.unit_pico for line in charged)), charged)
 
-    def line(what: str, quantity: int, unit: PicoUsd) -> None:
-        if quantity > 0 and unit > 0:
-            lines.append(CostLine(what, quantity, unit))
 
-    left = max(0, usage.prompt_tokens)
-    for what, quantity, rate in (
-        ("cached input", usage.cached_tokens, rates.cached_input),
+_Kind = tuple[str, int, PicoUsd | None]
+
+
+def _kinds_of_input(usage: Usage, rates: Rates) -> tuple[_Kind, ...]:
+    cached_audio_rate = _first_known(rates.cached_audio_input, rates.cached_input)
+    cached_audio = 0
+    if cached_audio_rate is not None:
+        cached_audio = max(0, min(usage.cached_audio_tokens, usage.cached_tokens, usage.audio_input_tokens))
+    return (
+        ("cached audio input", cached_audio, cached_audio_rate),
+        ("cached input", usage.cached_tokens - cached_audio, rates.cached_input),
         ("cache write (5 min)", usage.cache_write_5m_tokens, rates.cache_write_5m),
-        ("cache write (1 h)", usage.cache_write_1h_tokens, rates.cache_write_1h),
-        ("audio input", usage.audio_input_tokens, rates.audio_input),
-    ):
-        if rate is not None:
-            part = min(left, max(0, quantity))
-            left -= part
-            line(what, part, rate)
-    line("input", left, rates.input)
-
-    left = max(0, usage.completion_tokens)
-    for what, quantity, rate in (
-        ("reasoning", usage.reasoning_tokens, rates.reasoning),
-        ("audio output", usage.audio_output_tokens, rates.audio_output),
-    ):
-        if rate is not None:
-            part = min(left, max(0, quantity))
-            left -= part
-            line(what, part, rate)
-    line("output", left, rates.output)
-    line("request", 1, price.request)
-    line("image", usage.images, price.image)
-    return Cost(
-        pico_to_nano_rounded_up(sum(item.quantity * item.unit_pico for item in lines)),
-        tuple(lines),
+        ("cache write (1 h)", usage.cache_write_1h_tokens, _first_known(rates.cache_write_1h, rates.cache_write_5m)),
+        ("audio input", usage.audio_input_tokens - cached_audio, rates.audio_input),
+        ("image input", usage.image_input_tokens, rates.image_input),
     )
 
 
-def worst_case(price: Price, *, prompt_tokens: int, completion_tokens: int, images: int = 0) -> NanoUsd:
-    """The most a call can cost: every token at the dearest rate of the dearest tier that its prompt can reach."""
-    reachable = [
-        price.rates,
-        *(tier.rates for tier in price.tiers if prompt_tokens > tier.above_prompt_tokens),
-    ]
+def _kinds_of_output(usage: Usage, rates: Rates) -> tuple[_Kind, ...]:
+    return (
+        ("reasoning", usage.reasoning_tokens, rates.reasoning),
+        ("audio output", usage.audio_output_tokens, rates.audio_output),
+        ("image output", usage.image_output_tokens, rates.image_output),
+    )
+
+
+def _family(name: str, total: int, rate: PicoUsd, kinds: tuple[_Kind, ...]) -> list[CostLine]:
+    """Each kind with a rate of its own, and what is left at the family's."""
+    lines, left = [], max(0, total)
+    for kind, quantity, own_rate in kinds:
+        if own_rate is not None:
+            part = min(left, max(0, quantity))
+            left -= part
+            lines.append(CostLine(kind, part, own_rate))
+    return [*lines, CostLine(name, left, rate)]
+
+
+def _first_known(*rates: PicoUsd | None) -> PicoUsd | None:
+    return next((rate for rate in rates if rate is not None), None)
+
+
+def worst_case(
+    price: Price, *, prompt_tokens: int, completion_tokens: int, images: int = 0, asked_tiers: Collection[str] = ()
+) -> NanoUsd:
+    """The most a call can cost: every token at the dearest rate of the dearest tier that it can reach. `asked_tiers` is what
+    the caller says about the service tier; see `may_apply`."""
+    sent = _dearest_request_pico(price, prompt_tokens, images, asked_tiers)
+    return pico_to_nano_rounded_up(sent + completion_tokens * dearest_output(price, prompt_tokens, asked_tiers))
+
+
+def affordable_completion_tokens(price: Price, *, prompt_tokens: int, budget_nanousd: int, images: int = 0) -> int:
+    """How many output tokens `budget_nanousd` still pays for after the prompt; 0 when not even the prompt is paid for."""
+    left_pico = budget_nanousd * PICO_PER_NANO - _dearest_request_pico(price, prompt_tokens, images, ())
+    if left_pico < 0:
+        return 0
+    unit = dearest_output(price, prompt_tokens)
+    return left_pico // unit if unit else 2**31
+
+
+def may_apply(service_tier: str, asked_tiers: Collection[str]) -> bool:
+    """Whether a call can be served as this tier. Who asks for none (or `auto`) gets what the project's setting at the provider
+    says, which may be `priority`; every other tier has to be asked for."""
+    if service_tier in asked_tiers:
+        return True
+    return service_tier == "priority" and not _SETTLED.intersection(asked_tiers)
+
+
+_SETTLED = frozenset({"default", "standard", "standard_only", "flex", "batch"})
+"""Who asks for one of these is served as that, or as the default."""
+
+
+def _dearest_request_pico(price: Price, prompt_tokens: int, images: int, asked_tiers: Collection[str]) -> int:
+    """All of a call but its output, each token of the prompt as the dearest kind of input."""
     dearest_input = max(
         max(
             _known(
-                r.input,
-                r.cached_input,
-                r.cache_write_5m,
-                r.cache_write_1h,
-                r.audio_input,
+                *(r.input, r.cached_input, r.cache_write_5m, r.cache_write_1h),
+                *(r.audio_input, r.cached_audio_input, r.image_input),
             )
         )
-        for r in reachable
+        for r in _reachable(price, prompt_tokens, asked_tiers)
     )
-    dearest_output = max(max(_known(r.output, r.reasoning, r.audio_output)) for r in reachable)
-    return pico_to_nano_rounded_up(
-        prompt_tokens * dearest_input + completion_tokens * dearest_output + price.request + images * price.image
+    return prompt_tokens * dearest_input + price.request + images * price.image
+
+
+def dearest_output(price: Price, prompt_tokens: int, asked_tiers: Collection[str] = ()) -> int:
+    return max(
+        max(_known(r.output, r.reasoning, r.audio_output, r.image_output))
+        for r in _reachable(price, prompt_tokens, asked_tiers)
     )
 
 
-def affordable_completion_tokens(price: Price, *, prompt_tokens: int, budget_nanousd: int) -> int:
-    """How many output tokens `budget_nanousd` still pays for after the prompt; 0 when not even the prompt is paid for."""
-    reachable = [
-        price.rates,
-        *(tier.rates for tier in price.tiers if prompt_tokens > tier.above_prompt_tokens),
+def _reachable(price: Price, prompt_tokens: int, asked_tiers: Collection[str]) -> list[Rates]:
+    """The rates of every tier that a prompt of at most this length can fall into."""
+    served: list[Price | ServiceTier] = [price]
+    served += [tier for tier in price.service_tiers if may_apply(tier.name, asked_tiers)]
+    return [
+        rates
+        for each in served
+        for rates in (each.rates, *(t.rates for t in each.tiers if prompt_tokens > t.above_prompt_tokens))
     ]
-    dearest_output = max(max(_known(r.output, r.reasoning, r.audio_output)) for r in reachable)
-    left_pico = budget_nanousd * 1000 - worst_case(price, prompt_tokens=prompt_tokens, completion_tokens=0) * 1000
-    if left_pico <= 0:
-        return 0
-    return left_pico // dearest_output if dearest_output else 2**31
 
 
 def _known(*rates: PicoUsd | None) -> list[int]:

@@ -65,6 +65,8 @@ class RecordDetail(msgspec.Struct, frozen=True):
     capped_max_tokens: int | None = None
     finish_reason: str | None = None
     usage: Usage | None = None
+    warnings: tuple[str, ...] = ()
+    """What was not as it should be: figures of the provider that were not believed, say."""
 
 
 class CallRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -106,6 +108,11 @@ class CallRecord(msgspec.Struct, frozen=True, array_like=True):
     def is_refusal(self) -> bool:
         """Refused before any upstream was tried: logged, but no part of the ledger."""
         return self.outcome == "refused"
+
+    @property
+    def is_price_unknown(self) -> bool:
+        """An endpoint had it, and nobody knew that endpoint's price: its cost of 0 says nothing."""
+        return self.endpoint_id is not None and self.price_id is None
 
 
 class CallContent(msgspec.Struct, frozen=True):

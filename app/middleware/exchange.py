@@ -19,11 +19,11 @@ from app.exceptions import (
     InvalidRequest,
     MethodNotAllowed,
     PayloadTooLarge,
+    RateLimited,
     RequestTimeout,
     UnsupportedMediaType,
 )
-
-Headers = list[tuple[bytes, bytes]]
+from app.middleware.rate_headers import Headers, rate_limit_headers
 
 CREDENTIAL_HEADERS = frozenset({b"authorization", b"x-api-key", b"api-key"})
 APP_HEADERS = frozenset({b"x-gateway-secret", b"x-app-id", b"x-user-oid"})
@@ -32,6 +32,8 @@ READ_HEADERS = (
 )
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 16 * 1024
+MAX_LENGTH_DIGITS = 18
+"""No body is a million terabytes long, and Python refuses to read numbers of thousands of digits."""
 
 
 class Exchange:
@@ -119,7 +121,8 @@ class Exchange:
         if length is not None:
             if not length.isdigit():
                 raise InvalidRequest("The Content-Length header is not a number.")
-            if int(length) > max_bytes:
+            digits = length.lstrip(b"0")
+            if len(digits) > MAX_LENGTH_DIGITS or int(digits or b"0") > max_bytes:
                 raise PayloadTooLarge(max_bytes)
         try:
             async with asyncio.timeout(timeout_s):
@@ -167,9 +170,10 @@ class Exchange:
         media, _, parameters = self.headers.get(b"content-type", b"").lower().partition(b";")
         if encoding not in (b"identity", b"") or media.strip() not in (b"application/json", b"text/json"):
             raise UnsupportedMediaType
-        charset = parameters.strip().removeprefix(b"charset=").strip(b'" ')
-        if parameters.strip().startswith(b"charset=") and charset not in (b"utf-8", b"utf8", b"us-ascii"):
-            raise UnsupportedMediaType
+        for parameter in parameters.split(b";") if parameters else ():
+            name, _, value = parameter.partition(b"=")
+            if name.strip() == b"charset" and value.strip(b'" ') not in (b"utf-8", b"utf8", b"us-ascii"):
+                raise UnsupportedMediaType
 
     async def _received(self, max_bytes: int) -> bytes:
         parts: list[bytes] = []
@@ -199,6 +203,9 @@ def error_headers(error: GatewayError) -> Headers:
         should_retry = False
     if should_retry is False:
         headers.append((b"x-should-retry", b"false"))
+    if isinstance(error, RateLimited):
+        reset_ms = math.ceil(error.reset_s * 1000)
+        headers += rate_limit_headers(error.kind, limit=error.limit, remaining=error.remaining, reset_ms=reset_ms)
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", error.allowed.encode()))
     return headers

@@ -18,7 +18,7 @@ from app.domain.catalog import HealthCheck, HealthCheckKind, ProviderKind, Strat
 from app.domain.identity import LogContent, Overflow, OverflowMode, PaymentStatus
 from app.domain.limits import Limit, LimitKind
 from app.domain.money import PicoUsd, pico_to_usd_per_mtok
-from app.domain.pricing import Price, Rates, Tier
+from app.domain.pricing import Price, Rates, ServiceTier, Tier
 from app.models.money_fields import Usd, UsdEach, UsdPerMtok, amount_text, each_text
 from app.services.manage_access import AdminChanges, AppChanges, KeyChanges
 from app.services.manage_catalog import EndpointChanges, ModelChanges, NewCredential
@@ -162,6 +162,9 @@ class RatesShape(_Body):
     reasoning_usd_per_mtok: UsdPerMtok | None = None
     audio_input_usd_per_mtok: UsdPerMtok | None = None
     audio_output_usd_per_mtok: UsdPerMtok | None = None
+    cached_audio_input_usd_per_mtok: UsdPerMtok | None = None
+    image_input_usd_per_mtok: UsdPerMtok | None = None
+    image_output_usd_per_mtok: UsdPerMtok | None = None
 
     def rates(self) -> Rates:
         return Rates(**{name: getattr(self, f"{name}_usd_per_mtok") for name in _RATES})
@@ -179,14 +182,26 @@ class TierShape(RatesShape, _Shape):
         return Tier(self.above_prompt_tokens, self.rates())
 
 
+class ServiceTierShape(RatesShape, _Shape):
+    """Rates of the whole call where the provider says that it served it so."""
+
+    name: Annotated[str, Field(min_length=1, max_length=40, examples=["priority"])]
+    tiers: Annotated[list[TierShape], Field(max_length=20)] = []
+
+    def domain(self) -> ServiceTier:
+        return ServiceTier(self.name, self.rates(), _domain(self.tiers))
+
+
 class PriceShape(RatesShape, _Shape):
     request_usd: UsdEach = PicoUsd(0)
     image_usd: UsdEach = PicoUsd(0)
     tiers: Annotated[list[TierShape], Field(max_length=20)] = []
+    service_tiers: Annotated[list[ServiceTierShape], Field(max_length=10)] = []
 
     def domain(self) -> Price:
         """The id is given when it is stored."""
-        return Price("", self.rates(), _domain(self.tiers), self.request_usd, self.image_usd)
+        tiers, service_tiers = _domain(self.tiers), _domain(self.service_tiers)
+        return Price("", self.rates(), tiers, self.request_usd, self.image_usd, service_tiers=service_tiers)
 
 
 class RatesView(_View):
@@ -198,26 +213,41 @@ class RatesView(_View):
     reasoning_usd_per_mtok: str | None
     audio_input_usd_per_mtok: str | None
     audio_output_usd_per_mtok: str | None
+    cached_audio_input_usd_per_mtok: str | None
+    image_input_usd_per_mtok: str | None
+    image_output_usd_per_mtok: str | None
 
 
 class TierView(RatesView):
     above_prompt_tokens: int
 
 
+class ServiceTierView(RatesView):
+    name: str
+    tiers: list[TierView]
+
+
 class PriceView(RatesView):
     request_usd: str
     image_usd: str
     tiers: list[TierView]
+    service_tiers: list[ServiceTierView]
 
     @classmethod
     def of(cls, price: Price | None) -> PriceView | None:
         if price is None:
             return None
-        tiers = [
-            TierView(above_prompt_tokens=tier.above_prompt_tokens, **_rate_texts(tier.rates)) for tier in price.tiers
+        service_tiers = [
+            ServiceTierView(name=served.name, tiers=_tier_views(served.tiers), **_rate_texts(served.rates))
+            for served in price.service_tiers
         ]
         each = {"request_usd": each_text(price.request), "image_usd": each_text(price.image)}
-        return cls(tiers=tiers, **_rate_texts(price.rates), **each)
+        tiers = _tier_views(price.tiers)
+        return cls(tiers=tiers, service_tiers=service_tiers, **_rate_texts(price.rates), **each)
+
+
+def _tier_views(tiers: tuple[Tier, ...]) -> list[TierView]:
+    return [TierView(above_prompt_tokens=tier.above_prompt_tokens, **_rate_texts(tier.rates)) for tier in tiers]
 
 
 def _rate_texts(rates: Rates) -> dict[str, Any]:

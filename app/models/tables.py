@@ -32,7 +32,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 
-SCHEMA_REVISION = "0001"
+SCHEMA_REVISION = "0002"
 """The newest migration. A process whose database says otherwise migrates (or waits for the one that does)."""
 
 MAX_NAME_CHARS = 200
@@ -391,6 +391,44 @@ usage_rollups = Table(
     Index("ix_usage_rollups_model", "model", "hour"),
 )
 """Sums of the ledger by hour (UTC), written in the transaction that writes its rows."""
+
+# ── Alerts ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+budget_alerts = Table(
+    "budget_alerts",
+    metadata,
+    Column("id", UUID(as_uuid=False), primary_key=True),
+    _created_at(),
+    Column("scope", Text, nullable=False),
+    Column("scope_id", Text, nullable=False),
+    Column("period_kind", Text, nullable=False),
+    Column("period", Text, nullable=False),  # its name, such as "monthly:2026-11-01"
+    Column("side", Text, nullable=False),
+    Column("percent", SmallInteger, nullable=False),
+    Column("limit_nanousd", BigInteger, nullable=False),
+    Column("spent_nanousd", BigInteger, nullable=False),
+    UniqueConstraint("scope", "scope_id", "period", "side", "percent", name="uq_budget_alerts_threshold"),
+    CheckConstraint("scope IN ('key', 'user', 'app', 'model')", name="scope"),
+    CheckConstraint("side IN ('hard', 'soft')", name="side"),
+    Index("ix_budget_alerts_newest", "created_at", "id"),
+)
+"""One row per threshold that a holder's budget has passed in a period. No foreign key: an alert outlives what it was about."""
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("alert_id", UUID(as_uuid=False), ForeignKey("budget_alerts.id", ondelete="CASCADE"), primary_key=True),
+    _created_at(),
+    Column("state", Text, nullable=False, server_default="pending"),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("next_attempt_at", DateTime(timezone=True), nullable=False),
+    Column("last_attempt_at", DateTime(timezone=True)),
+    Column("last_status", SmallInteger),
+    Column("last_error", Text),
+    CheckConstraint("state IN ('pending', 'delivered', 'failed')", name="state"),
+    Index("ix_webhook_deliveries_due", "next_attempt_at", postgresql_where=text("state = 'pending'")),
+)
+"""The outbox: written with the alert, emptied by whoever is elected to."""
 
 # ── The trail ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -43,6 +43,7 @@ class CallView(BaseModel):
     reasoning_tokens: int
     usage_quality: str = Field(examples=["exact"])
     cost_usd: str = Field(examples=["0.001234500"])
+    price_unknown: bool = Field(description="It reached a model without a price: that it cost nothing is not known.")
     first_token_ms: int | None
     duration_ms: int
     attempts: int
@@ -53,8 +54,12 @@ class CallView(BaseModel):
 
 
 def _call_fields(record: CallRecord) -> dict[str, Any]:
-    fields = {name: getattr(record, name) for name in CallView.model_fields if name not in ("created_at", "cost_usd")}
-    return {**fields, "created_at": record.created_at, "cost_usd": nano_to_usd(record.cost_nanousd)}
+    computed = {
+        "created_at": record.created_at,
+        "cost_usd": nano_to_usd(record.cost_nanousd),
+        "price_unknown": record.is_price_unknown,
+    }
+    return {**{name: getattr(record, name) for name in CallView.model_fields if name not in computed}, **computed}
 
 
 class AttemptView(BaseModel):
@@ -157,10 +162,13 @@ class ExplainedCallView(CallView):
     budgets: list[BudgetClaimView]
     price: PriceUsedView | None
     arithmetic: list[CostLineView] = Field(description="Their sum, rounded up to a nanodollar once, is the cost.")
-    usage: dict[str, int] | None = Field(description="What the provider reported.")
+    usage: dict[str, int | str | None] | None = Field(description="What the provider reported.")
     estimate: EstimateView
     capped_max_tokens: int | None = Field(description="max_tokens as lowered to what the budget could pay.")
     finish_reason: str | None
+    warnings: list[str] = Field(
+        description="What was not as it should be, such as figures of the provider not believed."
+    )
     content: ContentView | None = Field(description="null where content is not kept.")
 
     @classmethod
@@ -192,6 +200,7 @@ def _story(detail: RecordDetail, cost_nanousd: int) -> dict[str, Any]:
         ),
         "capped_max_tokens": detail.capped_max_tokens,
         "finish_reason": detail.finish_reason,
+        "warnings": list(detail.warnings),
     }
 
 

@@ -7,33 +7,24 @@ from urllib.parse import quote
 from app.domain.call import Meter
 from app.domain.limits import ClaimState, LimitKind
 from app.domain.money import nano_to_usd
-
-Headers = list[tuple[bytes, bytes]]
-
-RATE_LIMIT_NAMES = {
-    LimitKind.REQUESTS: (
-        b"x-ratelimit-limit-requests",
-        b"x-ratelimit-remaining-requests",
-        b"x-ratelimit-reset-requests",
-    ),
-    LimitKind.TOKENS: (b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens"),
-}
+from app.middleware.rate_headers import RATE_LIMIT_NAMES, Headers, rate_limit_headers
 
 
 def call_headers(meter: Meter) -> Headers:
     """The headers of an answer that has begun. The cost is among them once it is known (unary answers)."""
     headers: Headers = []
-    for kind, names in RATE_LIMIT_NAMES.items():
+    for kind in RATE_LIMIT_NAMES:
         state = _tightest(meter.limits, kind)
         if state is not None:
-            headers.append((names[0], b"%d" % state.claim.limit.limit))
-            headers.append((names[1], b"%d" % max(0, state.remaining)))
-            headers.append((names[2], duration(state.reset_ms)))
+            limit, remaining = state.claim.limit.limit, state.remaining
+            headers += rate_limit_headers(kind, limit=limit, remaining=remaining, reset_ms=state.reset_ms)
     if meter.model is not None:
         headers.append((b"x-gateway-model", _latin(meter.model.name)))
     if meter.endpoint is not None:
         headers.append((b"x-gateway-endpoint", meter.endpoint.id.encode()))
     headers.append((b"x-gateway-attempts", b"%d" % len(meter.attempts)))
+    if meter.capped_max_tokens is not None:
+        headers.append((b"x-gateway-max-tokens", b"%d" % meter.capped_max_tokens))
     headers.append((b"x-litellm-call-id", meter.request_id.encode()))
     if meter.cost is not None:
         cost = nano_to_usd(meter.cost.nanousd).encode()
@@ -41,15 +32,6 @@ def call_headers(meter: Meter) -> Headers:
         headers.append((b"x-litellm-response-cost", cost))
     headers.extend(_budget_headers(meter))
     return headers
-
-
-def duration(ms: int) -> bytes:
-    """A duration as OpenAI writes it: `850ms`, `1.25s`, `6m0s`."""
-    if ms < 1000:
-        return b"%dms" % ms
-    minutes, rest_ms = divmod(ms, 60_000)
-    seconds = f"{rest_ms / 1000:.3f}".rstrip("0").rstrip(".")
-    return f"{minutes}m{seconds}s".encode() if minutes else f"{seconds}s".encode()
 
 
 def _budget_headers(meter: Meter) -> Headers:

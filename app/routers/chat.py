@@ -15,9 +15,10 @@ from app.domain.catalog import Model
 from app.domain.identity import Identity
 from app.domain.ids import time_of, unix_ms_of
 from app.domain.record import CallRecord
-from app.exceptions import InvalidRequest, ModelNotFound, NotFound
+from app.exceptions import DependencyUnavailable, InvalidRequest, ModelNotFound, NotFound
 from app.middleware.exchange import Exchange
 from app.middleware.gateway import Route
+from app.models.me_schemas import MeView
 from app.models.usage_schemas import ExplainedCallView
 from app.routers.streaming import CallResponse
 
@@ -41,6 +42,7 @@ class DataPlane:
         errors = OPENAI_CHAT.error_body
         return {
             "/chat/completions": Route({"POST": self.chat_completions}, errors),
+            "/me": Route({"GET": self.me, "HEAD": self.me}, errors),
             "/models": Route({"GET": self.models, "HEAD": self.models}, errors),
             "/": Route({"GET": self.root, "HEAD": self.root}, errors),
         }
@@ -69,6 +71,12 @@ class DataPlane:
                 return
         raise ModelNotFound(exchange.argument)
 
+    async def me(self, exchange: Exchange) -> None:
+        """Where the caller stands. True at this moment only, so nobody may keep it."""
+        standing = await self._container.standings.of(await self._identify(exchange))
+        headers = [*JSON, (b"cache-control", b"no-store")]
+        await exchange.send(200, headers, MeView.of(standing).model_dump_json().encode())
+
     async def usage(self, exchange: Exchange) -> None:
         """The caller's own record of one request. Somebody else's is not found, like one that never was."""
         identity = await self._identify(exchange)
@@ -95,6 +103,8 @@ class DataPlane:
 
     async def _identify(self, exchange: Exchange) -> Identity:
         exchange.read_headers()
+        if not self._container.catalog.is_loaded:
+            raise DependencyUnavailable("configuration")  # no model is known yet: that is no reason to call one unknown
         return await self._container.identities.of_key(exchange.api_key(), address=exchange.address)
 
     async def _record(self, request_id: str) -> CallRecord | None:

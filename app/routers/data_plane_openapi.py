@@ -23,7 +23,7 @@ _REFUSALS: tuple[tuple[str, str], ...] = (
     ("404", "`model_not_found`, `not_found`."),
     ("429", "`rate_limit_exceeded`; `type` is `requests`, `tokens`, `concurrency` or `budget_reserved`."),
     ("502", "`upstream_error`: every endpoint of the model was tried."),
-    ("503", "`no_healthy_endpoint`, with `Retry-After`."),
+    ("503", "`no_healthy_endpoint`, `dependency_unavailable`; with `Retry-After`."),
     ("504", "`upstream_timeout`."),
 )  # fmt: skip
 
@@ -39,6 +39,7 @@ def data_plane_openapi() -> Json:
             "/v1/chat/completions": {"post": _chat_completions()},
             "/v1/models": {"get": _list_models()},
             "/v1/models/{id}": {"get": _retrieve_model()},
+            "/v1/me": {"get": _retrieve_me()},
             "/v1/usage/{request_id}": {"get": _retrieve_usage()},
         },
         "components": {
@@ -93,7 +94,7 @@ def _list_models() -> Json:
         "operationId": "listModels",
         "summary": "List the models this credential may use",
         "security": _security(),
-        "responses": {"200": _answered("The models.", "ModelList"), **_refused("401", "403", "429")},
+        "responses": {"200": _answered("The models.", "ModelList"), **_refused("401", "403", "503")},
     }
 
 
@@ -104,7 +105,7 @@ def _retrieve_model() -> Json:
         "summary": "Describe one model",
         "security": _security(),
         "parameters": [_in_path("id", "The model's name or one of its aliases.")],
-        "responses": {"200": _answered("The model.", "Model"), **_refused("401", "403", "404", "429")},
+        "responses": {"200": _answered("The model.", "Model"), **_refused("401", "403", "404", "503")},
     }
 
 
@@ -116,7 +117,18 @@ def _retrieve_usage() -> Json:
         "description": "The record is there as soon as the answer has ended. Another caller's request answers 404.",
         "security": _security(),
         "parameters": [_in_path("request_id", "What `x-request-id` of the answer said.", format="uuid")],
-        "responses": {"200": _answered("The record.", "UsageRecord"), **_refused("401", "403", "404", "429")},
+        "responses": {"200": _answered("The record.", "UsageRecord"), **_refused("401", "403", "404", "503")},
+    }
+
+
+def _retrieve_me() -> Json:
+    return {
+        "tags": [_OWN],
+        "operationId": "retrieveMe",
+        "summary": "Show your limits and budgets, and what is left of them",
+        "description": "What cannot be said now, because a store is away, is null.",
+        "security": _security(),
+        "responses": {"200": _answered("Where you stand.", "Me"), **_refused("401", "403", "503")},
     }
 
 
@@ -185,6 +197,7 @@ def _schemas() -> Json:
         "Model": _model(),
         "ModelList": _object({"object": {"const": "list"}, "data": _list_of(_schema("Model"))}, "object", "data"),
         "UsageRecord": _usage_record(),
+        "Me": _me(),
         "GatewayError": _gateway_error(),
     }
 
@@ -296,9 +309,50 @@ def _usage_record() -> Json:
         },
         "first_token_ms": maybe_count,
         "duration_ms": maybe_count,
-        "attempts": {"type": "array", "items": {"type": "object"}},
+        "attempts": count,
+        "attempt_details": _list_of({"type": "object"}),
+        "arithmetic": {**_list_of({"type": "object"}), "description": "The cost's factors; their sum is the cost."},
     }
     return _object(properties, "request_id", "created_at", "requested_model", "outcome", "http_status", "cost_usd")
+
+
+def _me() -> Json:
+    text, maybe_text = {"type": "string"}, {"type": ["string", "null"]}
+    maybe_time = {"type": ["string", "null"], "format": "date-time"}
+    maybe_usd = {**maybe_text, "description": "USD, a decimal with nine digits.", "examples": ["7.500000000"]}
+    holder = {"scope": {"type": "string", "enum": ["key", "user", "app"]}, "holder": text}
+    reset = {"reset_after_seconds": {"type": ["number", "null"]}, "resets_at": maybe_time}
+    limit = {
+        **holder,
+        "kind": {"type": "string", "enum": ["requests", "tokens", "concurrency"]},
+        "limit": _integer(),
+        "window_seconds": _integer(),
+        "remaining": {"type": ["integer", "null"]},
+        **reset,
+    }
+    amounts = ("soft_limit_usd", "hard_limit_usd", "spent_usd", "reserved_usd", "remaining_usd")
+    budget = {
+        **holder,
+        "period": {"type": "string", "enum": ["daily", "weekly", "monthly", "total"]},
+        **dict.fromkeys(amounts, maybe_usd),
+        **reset,
+    }
+    moment = {"type": "string", "format": "date-time"}
+    month = {"starts_at": moment, "resets_at": moment, "user_usd": maybe_usd, "key_usd": maybe_usd}
+    properties = {
+        "at": moment,
+        "user_oid": text,
+        "payment_status": {"type": "string", "enum": ["active", "trial", "expired", "suspended"]},
+        "payment_valid_until": {"type": ["string", "null"], "format": "date"},
+        "key_id": maybe_text,
+        "key_expires_at": maybe_time,
+        "app_id": maybe_text,
+        "allowed_models": {**_list_of(text), "description": "Names, or `*` alone."},
+        "limits": _list_of(_object(limit, *limit)),
+        "budgets": _list_of(_object(budget, *budget)),
+        "spent_this_month": _object(month, *month),
+    }
+    return _object(properties, *properties)
 
 
 def _gateway_error() -> Json:

@@ -31,6 +31,7 @@ from app.exceptions import (
 )
 from app.routers.rights import PREFIX, RIGHTS
 from app.services.admin_access import AdminAccess
+from app.services.alerts import Alerts
 from app.services.management import Management
 from app.storage.management_ports import AuditEntry, AuditStore, ListQuery
 from app.storage.ports import ReportStore, UsageStore
@@ -56,6 +57,8 @@ class AdminServices(Protocol):
     def reports(self) -> ReportStore: ...
     @property
     def usage(self) -> UsageStore: ...
+    @property
+    def alerts(self) -> Alerts: ...
     @property
     def endpoint_state(self) -> Callable[[str], str]:
         """The breaker's state of an endpoint: closed, open or half_open."""

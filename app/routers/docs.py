@@ -88,6 +88,16 @@ def add_docs(app: FastAPI) -> None:
 # ── The document ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+_ADMIN_REFUSALS = {
+    "400": "The body or the query is wrong; `param` names the field.",
+    "401": "`invalid_api_key`: missing, unknown, expired and revoked tokens answer alike.",
+    "403": "`forbidden`: this administrator's role may not do that.",
+    "404": "`not_found`.",
+    "409": "`conflict`, `version_conflict`, `in_use`: another change, or what uses the object, stands against it.",
+    "503": "`dependency_unavailable`: the database is away. With `Retry-After`.",
+}
+
+
 def _document_data_plane(app: FastAPI) -> None:
     administration = app.openapi
 
@@ -101,12 +111,25 @@ def _document_data_plane(app: FastAPI) -> None:
 
 def _merged(administration: dict[str, Any], data_plane: dict[str, Any]) -> dict[str, Any]:
     """Both documents in one, the data plane first: it is what most readers come for."""
+    _describe_refusals(administration)
     merged = {**administration, "x-data-plane": True}
     merged["paths"] = _union(data_plane["paths"], administration.get("paths", {}))
     merged["tags"] = [*data_plane["tags"], *administration.get("tags", [])]
     ours, theirs = data_plane["components"], administration.get("components", {})
     merged["components"] = {kind: _union(ours.get(kind, {}), theirs.get(kind, {})) for kind in {**ours, **theirs}}
     return merged
+
+
+def _describe_refusals(administration: dict[str, Any]) -> None:
+    """Put the gateway's own refusals in the place of FastAPI's 422, which is never answered (see `app.routers.errors`)."""
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/GatewayError"}}}
+    for path, operations in administration.get("paths", {}).items():
+        for operation in operations.values() if path.startswith("/admin/api/") else ():
+            operation["responses"].pop("422", None)
+            for status, description in _ADMIN_REFUSALS.items():
+                operation["responses"].setdefault(status, {"description": description, "content": content})
+    for unused in ("HTTPValidationError", "ValidationError"):
+        administration.get("components", {}).get("schemas", {}).pop(unused, None)
 
 
 def _union(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:

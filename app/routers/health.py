@@ -12,7 +12,7 @@ from app.models.schemas_health import EndpointCounts, HealthView, LiveView
 router = APIRouter(tags=["Health"])
 
 
-@router.get("/health", response_model=HealthView)
+@router.get("/health", response_model=HealthView, responses={503: {"model": HealthView, "description": "It is down."}})
 async def health(request: Request) -> Response:
     """How the gateway and its parts are. 503 when it is down."""
     container: Container = request.app.state.container
@@ -33,7 +33,7 @@ async def live() -> LiveView:
     return LiveView(status="ok")
 
 
-@router.get("/health/ready", response_model=LiveView)
+@router.get("/health/ready", response_model=LiveView, responses={503: {"model": LiveView, "description": "Not now."}})
 async def ready(request: Request) -> Response:
     """This replica can serve: its configuration is loaded and it is not shutting down. 503 otherwise."""
     container: Container = request.app.state.container

@@ -194,7 +194,11 @@ def _day_or_moment(text: str | None, param: str) -> date | datetime | None:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
-@usage.get("/export", response_class=StreamingResponse)
+@usage.get(
+    "/export",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"text/csv": {}, "application/x-ndjson": {}}}},
+)
 async def export_calls(
     services: Services,
     wanted: Filtered,
@@ -293,8 +297,8 @@ class SettingsView(BaseModel):
     items: list[SettingView]
 
 
-_HIDDEN = frozenset({"database_url", "redis_url"})
-"""Not secrets by type, but they hold passwords."""
+_HIDDEN = frozenset({"database_url", "redis_url", "alert_webhook_url"})
+"""Not secrets by type, but they hold passwords, or tokens in their paths."""
 
 
 @settings.get("")

@@ -53,6 +53,8 @@ RIGHTS: Final[dict[str, Right]] = {
     "GET /usage/logs": Right.READ,
     "GET /usage/logs/{request_id}": Right.READ,
     "GET /usage/export": Right.READ,
+    "GET /alerts": Right.READ,
+    "POST /alerts/test": Right.CONFIGURE,
     "GET /audit": Right.READ,
     "GET /audit/verify": Right.READ,
     "GET /health": Right.READ,

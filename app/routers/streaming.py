@@ -19,11 +19,12 @@ from starlette.types import Receive
 from app.dialects.base import Dialect
 from app.domain.call import Meter
 from app.domain.catalog import Catalog
-from app.exceptions import AttemptFailed
+from app.exceptions import AttemptFailed, DependencyUnavailable
 from app.middleware.exchange import Exchange
 from app.routers.call_headers import call_headers
 from app.services.budget import bill
 from app.services.chat import Chat
+from app.services.running import RunningCalls
 
 KEEP_ALIVE_S = 15.0
 """An idle stream is given a comment this often, well under the minute after which most proxies cut a silent connection."""
@@ -41,6 +42,13 @@ class ClientLeft(Exception):
     """The client hung up; nobody is left to be told."""
 
 
+class LeaseLost(DependencyUnavailable):
+    """This process stood still for longer than the call's lease; what was reserved for it may be others' by now."""
+
+    def __init__(self) -> None:
+        super().__init__("counter store")
+
+
 class CallResponse:
     def __init__(self, chat: Chat, dialect: Dialect, catalog: Catalog, meter: Meter) -> None:
         self._chat = chat
@@ -54,7 +62,7 @@ class CallResponse:
         headers: list[tuple[bytes, bytes]] = []
         try:
             async with (
-                watched(exchange, self._meter),
+                watched(exchange, self._meter, self._chat.running),
                 self._chat.opened(self._meter, self._dialect, self._catalog) as answer,
             ):
                 if answer.chunks is None:
@@ -65,6 +73,11 @@ class CallResponse:
                     await exchange.start(200, [*STREAM_HEADERS, *call_headers(self._meter)])
                     last = await self._send_stream(exchange, answer.body, answer.chunks)
         except ClientLeft:
+            return
+        except LeaseLost as lost:
+            if not exchange.started:
+                raise
+            await exchange.send_last(self._dialect.error_event(lost, exchange.request_id))
             return
         except AttemptFailed as failure:
             await exchange.send_last(self._dialect.error_event(failure.error, exchange.request_id))
@@ -78,7 +91,9 @@ class CallResponse:
         """Send what comes as it comes; return the bytes that end the stream, which are sent once the call was left."""
         last = await self._passed_on(exchange, first)
         async for chunk in chunks:
-            last = await self._passed_on(exchange, chunk)
+            if last and chunk:  # it was not the end after all
+                await exchange.send_part(last)
+            last = await self._passed_on(exchange, chunk) or (b"" if chunk else last)
         return last
 
     async def _passed_on(self, exchange: Exchange, chunk: bytes) -> bytes:
@@ -90,8 +105,11 @@ class CallResponse:
 
 
 @asynccontextmanager
-async def watched(exchange: Exchange, meter: Meter) -> AsyncIterator[None]:
-    """Cancel the body of this context when the client hangs up, and turn that cancellation into ClientLeft."""
+async def watched(exchange: Exchange, meter: Meter, running: RunningCalls) -> AsyncIterator[None]:
+    """Cancel the body of this context when the client hangs up, and turn that cancellation into ClientLeft.
+
+    Raises: LeaseLost when the call was ended because it holds no lease any more.
+    """
     call = asyncio.current_task()
     if call is None:
         raise RuntimeError("a call is made inside a task")
@@ -107,6 +125,8 @@ async def watched(exchange: Exchange, meter: Meter) -> AsyncIterator[None]:
     except asyncio.CancelledError:
         if meter.has_client_left and call.uncancel() == 0:
             raise ClientLeft from None
+        if running.was_ended(meter.request_id) and call.uncancel() == 0:
+            raise LeaseLost from None
         raise
     finally:
         watcher.cancel()

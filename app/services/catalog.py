@@ -28,6 +28,8 @@ class CatalogFollower:
         self._wakeup = asyncio.Event()
         self._seen = 0
         self._refreshing = asyncio.Lock()
+        self._unpriced: set[str] = set()
+        """Models without a price that the log already names."""
         self.current: Catalog = EMPTY
         self.loaded = asyncio.Event()
 
@@ -92,4 +94,15 @@ class CatalogFollower:
 
     def _swap(self, catalog: Catalog) -> None:
         self.current = catalog
+        self._name_unpriced(catalog)
         self._on_swap(catalog)
+
+    def _name_unpriced(self, catalog: Catalog) -> None:
+        """Tell once of every model that would serve calls for which nobody knows what they cost."""
+        for model in catalog.models.values():
+            unpriced = [endpoint.id for endpoint in model.endpoints if model.price_at(endpoint) is None]
+            if unpriced and model.name not in self._unpriced:
+                logger.warning("price_unknown", model=model.name, endpoints=unpriced)
+                self._unpriced.add(model.name)
+            elif not unpriced:
+                self._unpriced.discard(model.name)

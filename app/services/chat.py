@@ -13,17 +13,23 @@ from app.dialects.base import Dialect
 from app.domain.call import Meter
 from app.domain.catalog import Catalog
 from app.providers.base import Answer
-from app.services import context_validation
 from app.services.admission import Admission
+from app.services.estimation import Estimation
 from app.services.failover import Failover
+from app.services.stream_cap import StreamCap
 from app.services.usage_log import UsageLog
 
 
 class Chat:
-    def __init__(self, *, usage_log: UsageLog, admission: Admission, failover: Failover) -> None:
+    def __init__(
+        self, *, usage_log: UsageLog, admission: Admission, failover: Failover, estimation: Estimation
+    ) -> None:
         self.usage_log = usage_log
         self.admission = admission
+        self.running = admission.running
         self.failover = failover
+        self.estimation = estimation
+        self.stream_cap = StreamCap(estimation)
 
     @asynccontextmanager
     async def opened(self, meter: Meter, dialect: Dialect, catalog: Catalog) -> AsyncIterator[Answer]:
@@ -34,9 +40,10 @@ class Chat:
         call, identity = meter.call, meter.identity
         async with self.usage_log.logged(meter):  # one record, whatever happens next
             model = catalog.model_for(identity, call.model)  # 403, 404
-            meter.estimate = context_validation.estimate(call, model)  # 400
-            async with (
-                self.admission.admitted(model, meter),  # 402, 429: all or nothing; settles on the way out
-                self.failover.opened(dialect, model, meter) as answer,  # 502, 503, 504: until one endpoint begins
-            ):
-                yield answer
+            meter.estimate = await self.estimation.of(call, model)  # 400
+            # 402, 429: all or nothing; settles on the way out
+            async with self.admission.admitted(model, meter, catalog) as model:
+                answered = self.failover.opened(dialect, model, meter)  # 502, 503, 504: until one endpoint begins
+                # a stream ends where what was reserved for it ends
+                async with self.stream_cap.opened(answered, dialect, meter) as answer:
+                    yield answer

@@ -17,13 +17,29 @@ _SECRETS = re.compile(
     \b(?:sk|pk|rk|ak|key|gsk|xai|hf|ghp|glpat|AKIA|AIza|ya29)[-_.][\w\-.]{6,}   # keys by their makers' prefixes
     | \bAIza[\w-]{10,} | \bAKIA[A-Z0-9]{8,}
     | \bbearer\s+\S+
-    | (?:api[-_ ]?key|token|secret|password|authorization)["']?\s*[:=]\s*["']?[^\s"',}]+
+    | (?:api[-_ ]?key|[?&](?:key|sig)|token|secret|password|authorization)["']?\s*[:=]\s*["']?
+      (?:(?:bearer|basic|digest|token)\s+)?[^\s"',}]+
     | \b[A-Za-z0-9+/_-]{40,}={0,2}                                               # long opaque runs
     """
 )
-_URLS = re.compile(r"(?i)\b[a-z][a-z0-9+.-]{1,15}://\S+|\b(?:\d{1,3}\.){3}\d{1,3}(?::\d+)?\b|\blocalhost(?::\d+)?")
+_URLS = re.compile(
+    r"""(?xi)
+    \b[a-z][a-z0-9+.-]{1,15}://\S+
+    | \b(?:\d{1,3}\.){3}\d{1,3}(?::\d+)?\b
+    | \[[0-9a-f.%]*:[0-9a-f.%]*:[0-9a-f:.%]*\](?::\d+)?
+    | \b[a-z0-9-]{1,63}(?:\.[a-z0-9-]{1,63}){1,8}:\d{2,5}\b                      # a name and its port
+    | \bhost\s+\S+:\d+ | \bhost\s*=\s*[^\s,)]+                                   # as HTTP clients say it
+    | \blocalhost(?::\d+)?
+    """
+)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
-_TRACEBACK = re.compile(r"(?is)traceback \(most recent call last\).*|\n\s+at \S+\(.*|\s*File \"[^\"]+\", line \d+.*")
+_TRACEBACK = re.compile(
+    r"""(?xis)
+    traceback\ \(most\ recent\ call\ last\).* | File\ \\?"[^"]+",\ line\ \d+.*   # Python
+    | \n\s{1,16}at\ (?:\S+\(|[^\n]*:\d+).*                                           # Java, JavaScript
+    | goroutine\ \d+\ \[.*                                                           # Go
+    """
+)
 _CONTEXT = re.compile(r"(?i)context[ _-]?(?:length|window)|maximum context|too many tokens|prompt is too long")
 
 FIXED = "The model's provider refused the request."
@@ -35,10 +51,10 @@ def caller_error(failure: AttemptFailed, *, secrets: tuple[str, ...] = ()) -> Ga
         return failure.error
     message = clean(failure.upstream_message or "", secrets=secrets) or FIXED
     status = failure.upstream_status or 400
-    code = _code(failure)
+    code = _code(failure, secrets)
     if code == ContextLengthExceeded.code:
         status = 400
-    return UpstreamRejected(status=status, message=message, code=code, param=_word(failure.upstream_param))
+    return UpstreamRejected(status=status, message=message, code=code, param=_word(failure.upstream_param, secrets))
 
 
 def clean(text: str, *, secrets: tuple[str, ...] = ()) -> str:
@@ -53,13 +69,14 @@ def clean(text: str, *, secrets: tuple[str, ...] = ()) -> str:
     return text if len(text) <= MAX_MESSAGE_CHARS else text[: MAX_MESSAGE_CHARS - 1] + "…"
 
 
-def _code(failure: AttemptFailed) -> str:
+def _code(failure: AttemptFailed, secrets: tuple[str, ...]) -> str:
     said = f"{failure.upstream_code or ''} {failure.upstream_message or ''}"
     if _CONTEXT.search(said):
         return ContextLengthExceeded.code
-    return _word(failure.upstream_code) or "invalid_request"
+    return _word(failure.upstream_code, secrets) or "invalid_request"
 
 
-def _word(value: str | None) -> str | None:
-    """An upstream's code or param, if it is a plain word of sane length."""
-    return value if value and re.fullmatch(r"[\w.\[\]-]{1,64}", value, re.ASCII) else None
+def _word(value: str | None, secrets: tuple[str, ...]) -> str | None:
+    """An upstream's code or param, if it is a plain word of sane length and nothing in it had to be struck out."""
+    is_word = value and re.fullmatch(r"[\w.\[\]-]{1,64}", value, re.ASCII)
+    return value if value and is_word and clean(value, secrets=secrets) == value else None

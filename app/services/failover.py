@@ -10,10 +10,11 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from itertools import islice
 
 from app.clock import Clock
 from app.dialects.base import Dialect
-from app.domain.call import Attempt, Meter
+from app.domain.call import Attempt, Candidate, Meter, Quality
 from app.domain.catalog import Endpoint, Model, ProviderKind
 from app.exceptions import AttemptFailed, FailureKind, GatewayError, NoHealthyEndpoint
 from app.providers.base import Answer, Provider
@@ -34,9 +35,10 @@ class Failover:
     async def opened(self, dialect: Dialect, model: Model, meter: Meter) -> AsyncIterator[Answer]:
         """Inside the context one endpoint answers. Raises: GatewayError when none did."""
         last: GatewayError = NoHealthyEndpoint()
-        for endpoint in self._balancer.candidates(model, meter):
-            if len(meter.attempts) == MAX_ATTEMPTS:
-                break
+        for endpoint in islice(self._balancer.candidates(model, meter), MAX_ATTEMPTS):
+            if meter.attempts and self._clock.monotonic() >= meter.started_s + endpoint.timeouts.total_s:
+                meter.candidates[-1] = Candidate(endpoint.id, "no time left")
+                continue
             exchange = self._exchange(dialect, endpoint, meter)
             attempt = self._begin(endpoint, meter)
             try:
@@ -74,6 +76,9 @@ class Failover:
         attempt = Attempt(endpoint.id, str(endpoint.provider), self._elapsed_ms(meter))
         meter.attempts.append(attempt)
         meter.endpoint = endpoint
+        # What an attempt that failed had noted before it did says nothing about this one.
+        meter.usage, meter.quality, meter.delivered_tokens = None, Quality.ESTIMATED, 0
+        meter.finish_reason = meter.first_token_ms = None
         return attempt
 
     def _failed(self, attempt: Attempt, endpoint: Endpoint, failure: AttemptFailed, meter: Meter) -> GatewayError:

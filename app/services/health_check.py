@@ -21,13 +21,14 @@ class HealthReport:
     redis_ok: bool
     healthy_endpoints: int
     unhealthy_endpoints: int
+    needs_redis: bool = True
 
     @property
     def status(self) -> str:
         """ok, degraded (calls are served, something is missing) or down."""
-        if not self.redis_ok:
+        if not self.redis_ok and self.needs_redis:
             return "down"
-        everything = self.database_ok and self.unhealthy_endpoints == 0
+        everything = self.database_ok and self.redis_ok and self.unhealthy_endpoints == 0
         return "ok" if everything else "degraded"
 
 
@@ -39,17 +40,19 @@ class HealthCheck:
         balancer: LoadBalancer,
         database_is_alive: Callable[[], Awaitable[bool]],
         redis_is_alive: Callable[[], Awaitable[bool]],
+        needs_redis: bool = True,
     ) -> None:
         self._catalog = catalog
         self._balancer = balancer
         self._database_is_alive = database_is_alive
         self._redis_is_alive = redis_is_alive
+        self._needs_redis = needs_redis
         self.is_draining = False
 
     async def report(self) -> HealthReport:
         database_ok, redis_ok = await asyncio.gather(self._database_is_alive(), self._redis_is_alive())
         well, unwell = self._balancer.healthy(self._catalog.current)
-        return HealthReport(database_ok, redis_ok, well, unwell)
+        return HealthReport(database_ok, redis_ok, well, unwell, self._needs_redis)
 
     @property
     def is_ready(self) -> bool:

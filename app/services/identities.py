@@ -9,16 +9,27 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
 
 from app.clock import Clock
 from app.domain.identity import Identity, PaymentStatus, payment_expired, require_may_call
-from app.exceptions import InvalidApiKey
+from app.exceptions import DependencyUnavailable, GatewayError, InvalidApiKey
 from app.services.api_key import digest_of
 from app.storage.ports import KeyStore
 
+PAYING = (PaymentStatus.ACTIVE, PaymentStatus.TRIAL)
+
 CAPACITY = 20_000
 """Identities kept: about 2 KB each, so 40 MB at the most."""
+
+
+@dataclass(slots=True)
+class _LookUp:
+    """A look-up under way. Whoever waits for it takes its failure over: asking in turn would make each wait for all before him."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    failure: GatewayError | None = None
 
 
 class Identities:
@@ -40,7 +51,7 @@ class Identities:
         self._capacity = capacity
         self._known: OrderedDict[bytes, Identity] = OrderedDict()
         self._by_ref: defaultdict[tuple[str, str], set[bytes]] = defaultdict(set)
-        self._loading: dict[bytes, asyncio.Lock] = {}
+        self._loading: dict[bytes, _LookUp] = {}
         self._changes = 0
         self._used: dict[str, datetime] = {}
 
@@ -65,7 +76,11 @@ class Identities:
         """Store when keys were last used since this was last done."""
         used, self._used = self._used, {}
         if used:
-            await self._store.mark_used(list(used.items()))
+            try:
+                await self._store.mark_used(list(used.items()))
+            except DependencyUnavailable:
+                self._used = used | self._used
+                raise
 
     def forget(self, kind: str, ref: str) -> None:
         """Drop what a change has touched. `kind` is user, key or app; anything else touches no identity."""
@@ -85,30 +100,37 @@ class Identities:
         now = self._clock.now()
         today = now.astimezone(self._zone).date()
         user = identity.user
-        if user.payment_status is not PaymentStatus.EXPIRED and payment_expired(user, today):
+        if user.payment_status in PAYING and payment_expired(user, today):
             self._on_expired(user.oid)
         require_may_call(identity, now=now, today=today, address=address)
         if identity.key:
             self._used[identity.key.id] = now
 
     async def _loaded(self, digest: bytes) -> Identity:
-        """One look-up for all calls that miss at once."""
-        lock = self._loading.setdefault(digest, asyncio.Lock())
+        """One look-up for all calls that miss at once; when it fails, it has failed for all of them."""
+        look_up = self._loading.setdefault(digest, _LookUp())
         try:
-            async with lock:
+            async with look_up.lock:
                 known = self._known.get(digest)
                 if known is not None:
                     return known
+                if look_up.failure is not None:
+                    raise look_up.failure
                 changes_before = self._changes
-                identity = await self._store.identity_of_key(digest)
-                if identity is None:
-                    raise InvalidApiKey
+                try:
+                    identity = await self._store.identity_of_key(digest)
+                    if identity is None:
+                        raise InvalidApiKey
+                except GatewayError as error:
+                    look_up.failure = error
+                    raise
                 # A change that came in between may be about this very identity: use what was read, but do not keep it.
                 if self._changes == changes_before:
                     self._keep(digest, identity)
                 return identity
         finally:
-            self._loading.pop(digest, None)
+            if self._loading.get(digest) is look_up:
+                del self._loading[digest]
 
     def _keep(self, digest: bytes, identity: Identity) -> None:
         self._known[digest] = identity

@@ -15,7 +15,7 @@ from app.domain.budget import Budget
 from app.domain.identity import Overflow, OverflowMode
 from app.domain.limits import Limit, LimitKind
 from app.domain.money import MAX_BUDGET_NANOUSD
-from app.domain.pricing import Price
+from app.domain.pricing import Price, Tier
 from app.exceptions import InvalidRequest
 
 MAX_NAME_LENGTH: Final = 200
@@ -152,6 +152,16 @@ def require_overflow(overflow: Overflow, known_models: Iterable[str]) -> None:
 def require_price(price: Price | None) -> None:
     if price is None:
         return
-    steps = [tier.above_prompt_tokens for tier in price.tiers]
+    _require_rising(price.tiers, "price.tiers")
+    names = [served.name for served in price.service_tiers]
+    if len(set(names)) != len(names):
+        raise InvalidRequest("'price.service_tiers' names a tier twice.", param="price.service_tiers")
+    for index, served in enumerate(price.service_tiers):
+        require_text(served.name, f"price.service_tiers.{index}.name", max_length=40, may_be_empty=False)
+        _require_rising(served.tiers, f"price.service_tiers.{index}.tiers")
+
+
+def _require_rising(tiers: tuple[Tier, ...], param: str) -> None:
+    steps = [tier.above_prompt_tokens for tier in tiers]
     if steps != sorted(set(steps)):
-        raise InvalidRequest("'price.tiers' must rise by above_prompt_tokens.", param="price.tiers")
+        raise InvalidRequest(f"'{param}' must rise by above_prompt_tokens.", param=param)

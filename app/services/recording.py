@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from app.domain.call import Attempt, Meter, Outcome, Quality
-from app.domain.ids import unix_ms_of
 from app.domain.pricing import Usage
 from app.domain.record import (
     AttemptDetail,
@@ -68,7 +67,7 @@ def _record(
     identity, call, endpoint = meter.identity, meter.call, meter.endpoint
     return CallRecord(
         request_id=meter.request_id,
-        created_at_ms=unix_ms_of(meter.request_id),
+        created_at_ms=meter.created_at_ms,
         client_request_id=meter.client_request_id,
         user_oid=identity.user.oid,
         key_id=identity.key.id if identity.key else None,
@@ -135,6 +134,7 @@ def _detail(meter: Meter) -> RecordDetail:
         capped_max_tokens=meter.capped_max_tokens,
         finish_reason=meter.finish_reason,
         usage=meter.usage,
+        warnings=tuple(meter.warnings),
     )
 
 

@@ -31,7 +31,8 @@ class UserExpiry:
     async def store_noticed(self) -> None:
         """Store the status of the users noticed; waits until there are any."""
         await self._wakeup.wait()
-        for user_oid in list(self._noticed):
+        while self._noticed:  # also those that are noticed meanwhile
+            user_oid = next(iter(self._noticed))
             with suppress(NotFound):  # deleted in between
                 await self._users.sync_expiry(ACTOR, user_oid, self._today())
             self._noticed.discard(user_oid)

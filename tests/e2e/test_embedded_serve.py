@@ -1,0 +1,295 @@
+"""`python -m app serve` in an empty folder, as somebody does who has just cloned the repository."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.house import HELLO, request_id_of
+from tests.kit import raw_http
+from tests.kit.clients import INHERITED, REPO_ROOT
+from tests.kit.processes import GatewayProcess, NotReady, ProcessId, process_tree
+from tests.kit.raw_http import RawResponse
+
+pytestmark = pytest.mark.timeout(90)
+
+PATIENT = {"REDIS_TIMEOUT_MS": "3000"}
+"""This machine may stall for longer than the default; what is tested here is not the time-out."""
+ADMIN_LINE = re.compile(r"^ {2}Administrator {2}(ag-owner-\S+)$", re.MULTILINE)
+KEY_LINE = re.compile(r"^ {2}Demo key {7}(sk-ag-\S+)$", re.MULTILINE)
+CURL_LINE = re.compile(r"^ {2}(curl .+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    status: int | None
+    stdout: str
+    stderr: str
+
+
+@dataclass(slots=True)
+class Laptop:
+    """A folder of data and the one gateway on it, which may be started several times."""
+
+    data_dir: Path
+    gateway: GatewayProcess
+
+    @property
+    def env(self) -> dict[str, str]:
+        inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+        return inherited | PATIENT | {"DATA_DIR": str(self.data_dir), "PYTHONPATH": str(REPO_ROOT), "COLUMNS": "200"}
+
+    async def start(self) -> str:
+        """Start it; what it said since, up to the end of its banner."""
+        said_before = len(self.gateway.log_text())
+        await self.gateway.start()
+        async with asyncio.timeout(10):
+            while "Ctrl-C stops everything." not in self.gateway.log_text()[said_before:]:
+                await asyncio.sleep(0.02)
+        return self.gateway.log_text()[said_before:]
+
+    async def stop(self) -> None:
+        """SIGTERM: status 0, and nobody is left behind (Python's own resource tracker ends a moment after its parent)."""
+        tree = process_tree(self.gateway.pid)
+        self.gateway.terminate()
+        assert await self.gateway.wait(timeout_s=15) == 0, self.gateway.log_text()[-2000:]
+        async with asyncio.timeout(2):
+            while alive(tree):
+                await asyncio.sleep(0.01)
+
+    def kill_everything(self) -> None:
+        """kill -9 of the gateway, its workers, PostgreSQL and Valkey at once, as a power cut would."""
+        for pid, _ in process_tree(self.gateway.pid):
+            with contextlib.suppress(ProcessLookupError):  # PostgreSQL's children end when they see it end
+                os.kill(pid, signal.SIGKILL)
+
+    async def chat(self, key: str) -> RawResponse:
+        headers = {"Authorization": f"Bearer {key}"}
+        body = {"model": "demo", "messages": HELLO}
+        return await raw_http.call(self.gateway.port, "POST", "/v1/chat/completions", headers=headers, json_body=body)
+
+    async def cost_of(self, key: str, request_id: str) -> str:
+        """What the caller's own record says, once it is there: a dead process's offices are inherited within seconds."""
+        headers = {"Authorization": f"Bearer {key}"}
+        async with asyncio.timeout(10):
+            while True:
+                answer = await raw_http.call(self.gateway.port, "GET", f"/v1/usage/{request_id}", headers=headers)
+                if answer.status == 200:
+                    break
+                assert answer.status == 404, answer.text
+        record = json.loads(answer.body)
+        assert record["outcome"] == "ok"
+        return str(record["cost_usd"])
+
+    async def run(self, *arguments: str, cwd: Path | None = None) -> Finished:
+        """A command of the operator, beside the gateway."""
+        process = await asyncio.create_subprocess_exec(
+            *arguments,
+            env=self.env,
+            cwd=cwd or self.data_dir.parent,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            async with asyncio.timeout(20):
+                stdout, stderr = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        return Finished(process.returncode, stdout.decode(), stderr.decode())
+
+
+def alive(tree: set[ProcessId]) -> set[ProcessId]:
+    return {process for process in tree if process in process_tree(process[0])}
+
+
+def found(pattern: re.Pattern[str], text: str) -> str:
+    match = pattern.search(text)
+    assert match is not None, f"{pattern.pattern!r} in:\n{text}"
+    return match.group(1)
+
+
+@contextlib.contextmanager
+def a_laptop(**settings: str) -> Iterator[Laptop]:
+    with tempfile.TemporaryDirectory(prefix="gw-") as home:
+        data_dir = Path(home) / "the data"
+        gateway = GatewayProcess({**PATIENT, "DATA_DIR": str(data_dir), **settings}, entry="serve", name="laptop")
+        try:
+            yield Laptop(data_dir, gateway)
+        finally:
+            gateway.destroy()
+            shutil.rmtree(gateway.folder, ignore_errors=True)
+
+
+@pytest.fixture
+def laptop() -> Iterator[Laptop]:
+    """Where nothing was started yet."""
+    with a_laptop() as laptop:
+        yield laptop
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[tuple[Laptop, str]]:
+    """A gateway that runs, and what it said at its first start; for tests that leave it as it is."""
+    with a_laptop() as laptop:
+        said = asyncio.run(laptop.start())
+        yield laptop, said
+
+
+async def test_the_banner_says_all_that_is_needed_and_its_curl_line_works_as_pasted(
+    started: tuple[Laptop, str],
+) -> None:
+    laptop, said = started
+
+    base = f"http://localhost:{laptop.gateway.port}"
+    for line in (f"  API            {base}/v1", f"  Documentation  {base}/docs", f"  Health         {base}/health"):
+        assert line in said.splitlines()
+    token, key = found(ADMIN_LINE, said), found(KEY_LINE, said)
+    listed = await raw_http.call(
+        laptop.gateway.port, "GET", "/admin/api/keys", headers={"Authorization": f"Bearer {token}"}
+    )
+    assert [item["last4"] for item in json.loads(listed.body)["items"]] == [key[-4:]]
+    pasted = await laptop.run("bash", "-c", found(CURL_LINE, said))
+    assert pasted.status == 0, pasted.stderr
+    assert "demo model" in json.loads(pasted.stdout)["choices"][0]["message"]["content"]
+    assert "Traceback" not in said
+
+
+async def test_a_second_start_keeps_data_and_keys_and_does_not_show_the_administrators_token_again(
+    laptop: Laptop,
+) -> None:
+    first = await laptop.start()
+    token, key = found(ADMIN_LINE, first), found(KEY_LINE, first)
+    request_id = request_id_of(await laptop.chat(key))
+    cost = await laptop.cost_of(key, request_id)
+    await laptop.stop()
+
+    second = await laptop.start()
+
+    assert ADMIN_LINE.search(second) is None
+    assert token not in second
+    assert found(KEY_LINE, second) == key
+    assert shlex.split(found(CURL_LINE, second)) == shlex.split(found(CURL_LINE, first))
+    assert (await laptop.chat(key)).status == 200
+    assert await laptop.cost_of(key, request_id) == cost
+    await laptop.stop()
+
+
+async def test_after_a_kill_the_next_start_has_every_key_and_every_answered_call(laptop: Laptop) -> None:
+    """Of calls that were answered a moment before, too: their records had not reached PostgreSQL yet."""
+    key = found(KEY_LINE, await laptop.start())
+    answers = await asyncio.gather(*(laptop.chat(key) for _ in range(5)))
+    assert [answer.status for answer in answers] == [200] * 5
+    laptop.kill_everything()
+    await laptop.gateway.wait()
+
+    said = await laptop.start()
+
+    assert found(KEY_LINE, said) == key
+    for answer in answers:
+        await laptop.cost_of(key, request_id_of(answer))
+    assert (await laptop.chat(key)).status == 200
+
+    laptop.gateway.kill()  # and now it alone: its servers outlive it
+    said = await laptop.start()
+
+    assert "PostgreSQL was still running and is used again" in said
+    assert (await laptop.chat(key)).status == 200
+    laptop.gateway.terminate()
+    assert await laptop.gateway.wait(timeout_s=15) == 0
+
+
+async def test_a_second_gateway_on_the_same_data_is_refused_with_one_line(started: tuple[Laptop, str]) -> None:
+    laptop, said = started
+    key = found(KEY_LINE, said)
+    rival = GatewayProcess({"DATA_DIR": str(laptop.data_dir)}, entry="serve", name="rival")
+
+    with pytest.raises(NotReady):
+        await rival.start()
+
+    assert rival.returncode == 1
+    (line,) = rival.log_text().splitlines()
+    assert line.startswith(f"The gateway does not start: another gateway (pid {laptop.gateway.pid}) already runs on")
+    shutil.rmtree(rival.folder)
+    assert (await laptop.chat(key)).status == 200, "the first one is unharmed"
+
+
+async def test_two_workers_serve_one_banner_and_end_together() -> None:
+    with a_laptop(WORKERS="2") as laptop:
+        await two_workers(laptop)
+
+
+async def two_workers(laptop: Laptop) -> None:
+    said = await laptop.start()
+    key = found(KEY_LINE, said)
+
+    answers = await asyncio.gather(*(laptop.chat(key) for _ in range(20)))
+
+    assert [answer.status for answer in answers] == [200] * 20
+    assert "Starting 2 workers" in said
+    async with asyncio.timeout(10):  # the second may be ready after the banner
+        while laptop.gateway.log_text().count('"event":"Application startup complete."') < 2:
+            await asyncio.sleep(0.02)
+    assert laptop.gateway.log_text().count("Antigravity LLM Gateway is ready.") == 1
+    for answer in answers:
+        await laptop.cost_of(key, request_id_of(answer))
+    await laptop.stop()
+
+
+async def test_the_operators_commands_work_beside_a_running_gateway_and_take_effect_at_once(
+    started: tuple[Laptop, str],
+) -> None:
+    laptop, _ = started
+
+    made_user = await laptop.run(sys.executable, "-m", "app", "create-user", "ada")
+    made = await laptop.run(sys.executable, "-m", "app", "create-key", "ada", "--name", "ci", "--json")
+
+    assert (made_user.status, made.status) == (0, 0), made.stderr
+    key = json.loads(made.stdout)
+    assert (await laptop.chat(key["key"])).status == 200
+    one, tables = await asyncio.gather(
+        laptop.run(sys.executable, str(REPO_ROOT / "diagnose_keys.py"), "--id", key["id"]),
+        laptop.run(sys.executable, str(REPO_ROOT / "list_tables.py")),
+    )
+    assert one.status == 0, one.stdout + one.stderr
+    assert key["last4"] in one.stdout
+    assert "ada" in one.stdout
+    assert key["key"] not in one.stdout
+    assert tables.status == 0, tables.stdout + tables.stderr
+    assert "usage_records" in tables.stdout
+    revoked = await laptop.run(sys.executable, "-m", "app", "revoke-key", key["id"])
+    assert revoked.status == 0
+    async with asyncio.timeout(1):
+        while (await laptop.chat(key["key"])).status != 401:
+            await asyncio.sleep(0.02)
+    refused = await laptop.run(sys.executable, "diagnose_keys.py", "--id", key["id"], cwd=REPO_ROOT)
+    assert "would be refused now" in refused.stdout
+    assert "The key is revoked. (401 invalid_api_key)" in refused.stdout
+
+
+async def test_a_setting_that_cannot_be_used_stops_the_start_with_one_line(laptop: Laptop) -> None:
+    wrong = GatewayProcess({"DATA_DIR": str(laptop.data_dir), "WORKERS": "many"}, entry="serve", name="wrong")
+
+    with pytest.raises(NotReady):
+        await wrong.start()
+
+    assert wrong.returncode == 1
+    (line,) = wrong.log_text().splitlines()
+    assert line.startswith("The gateway does not start: WORKERS ")
+    assert not laptop.data_dir.exists(), "nothing was made before the settings were read"
+    shutil.rmtree(wrong.folder)

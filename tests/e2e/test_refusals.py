@@ -1,0 +1,109 @@
+"""Refusals that clients obey: their headers, and that what they promise comes true."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+
+from tests.e2e.house import House, error_of
+from tests.e2e.test_sdk import sdk
+from tests.kit.raw_http import RawResponse
+
+
+def require_retry_headers(answer: RawResponse) -> float:
+    """Both say the same, one rounded up to whole seconds. Returns seconds."""
+    ms = int(answer.header("retry-after-ms") or "")
+    assert ms > 0
+    assert int(answer.header("retry-after") or "") == max(1, math.ceil(ms / 1000))
+    assert answer.header("x-should-retry") is None, "a repeat can succeed"
+    return ms / 1000
+
+
+async def test_a_402_says_which_budget_when_it_resets_and_that_a_repeat_is_in_vain(house: House) -> None:
+    key = await house.key(budgets=[{"period": "daily", "hard_limit_usd": "0.000000001"}])
+
+    answer = await house.chat(key, await house.model())
+
+    error = error_of(answer)
+    assert (answer.status, error["code"], error["type"]) == (402, "budget_exceeded", "insufficient_quota")
+    assert "daily budget of this key" in error["message"]
+    assert "resets at 20" in error["message"]
+    assert answer.header("x-should-retry") == "false"
+    assert answer.header("retry-after") is None
+
+
+async def test_a_429_carries_the_limit_it_met_in_the_headers_of_an_answer(house: House) -> None:
+    limits = [{"kind": "requests", "limit": 2, "window_seconds": 30}]
+    key, model = await house.key(limits=limits), await house.model()
+    answers = [await house.chat(key, model) for _ in range(3)]
+
+    assert [answer.status for answer in answers] == [200, 200, 429]
+    assert [answer.header("x-ratelimit-remaining-requests") for answer in answers] == ["1", "0", "0"]
+    assert {answer.header("x-ratelimit-limit-requests") for answer in answers} == {"2"}
+    refused = answers[-1]
+    wait_s = require_retry_headers(refused)
+    assert 25 < wait_s <= 31
+    reset = refused.header("x-ratelimit-reset-requests") or ""
+    assert float(reset.removesuffix("s")) >= wait_s - 0.001
+    assert refused.header("x-ratelimit-limit-tokens") is None
+
+
+async def test_a_429_for_tokens_says_what_is_left_of_them(house: House) -> None:
+    limits = [{"kind": "tokens", "limit": 100, "window_seconds": 30}]
+    key, model = await house.key(limits=limits), await house.model()
+    assert (await house.chat(key, model, max_tokens=8)).status == 200
+
+    refused = await house.chat(key, model, max_tokens=90)
+
+    assert (refused.status, error_of(refused)["type"]) == (429, "tokens")
+    assert refused.header("x-ratelimit-limit-tokens") == "100"
+    assert refused.header("x-ratelimit-remaining-tokens") == "82", "18 were used"
+    require_retry_headers(refused)
+
+
+async def test_a_503_says_when_to_come_back(house: House) -> None:
+    refused = await house.chat(await house.key(), await house.model(endpoints=0))
+
+    assert (refused.status, error_of(refused)["code"]) == (503, "no_healthy_endpoint")
+    require_retry_headers(refused)
+
+
+async def test_a_limit_opens_when_retry_after_says_also_under_continuous_traffic(house: House) -> None:
+    """T112: refused calls do not push the recovery away, and it comes neither late nor early."""
+    limits = [{"kind": "requests", "limit": 5, "window_seconds": 4}]
+    key, model = await house.key(limits=limits), await house.model()
+    burst = await asyncio.gather(*(house.chat(key, model) for _ in range(20)))
+    assert sum(answer.status == 200 for answer in burst) == 5
+    refused = next(answer for answer in burst if answer.status == 429)
+    due_at = refused.finished_at + require_retry_headers(refused)
+
+    early: list[float] = []
+    while (answer := await house.chat(key, model)).status == 429:
+        early.append(answer.finished_at + require_retry_headers(answer))
+        assert time.time() < due_at + 5
+        await asyncio.sleep(0.05)
+
+    assert answer.status == 200
+    assert abs(answer.finished_at - due_at) < 1.0
+    assert len(early) > 10, "the traffic went on meanwhile"
+    assert all(abs(promised - due_at) < 1.0 for promised in early), "each refusal promised the same moment"
+
+
+async def test_the_stock_client_waits_as_told_and_then_succeeds(house: House) -> None:
+    """One repeat is enough, because the first 429 told the truth."""
+    found = await sdk(
+        house,
+        """
+import time
+create = client.with_options(max_retries=1).chat.completions.with_raw_response.create
+began = time.monotonic()
+retries = [create(model=model, messages=hello).retries_taken for _ in range(2)]
+show({"seconds": time.monotonic() - began, "retries": retries})
+""",
+        key=await house.key(limits=[{"kind": "requests", "limit": 1, "window_seconds": 5}]),
+        model=await house.model(),
+    )
+
+    assert found["retries"] == [0, 1]
+    assert 4 < found["seconds"] < 8

@@ -1,0 +1,258 @@
+"""Following the configuration: swapped whole when a newer one can be loaded, kept when not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+import pytest
+
+from app.domain.catalog import EMPTY, Catalog
+from app.domain.identity import Identity
+from app.exceptions import DependencyUnavailable
+from app.services import catalog as catalog_module
+from app.services.api_key import NewKey, new_key, pepper_of
+from app.services.catalog import CatalogFollower
+from app.services.identities import Identities
+from app.storage.ports import ConfigChange
+from tests.calls import a_key, a_model, a_user, an_identity
+from tests.kit.clock import ManualClock
+
+PEPPER = pepper_of("a-secret-key-that-only-these-tests-know")
+
+
+class FakeStore:
+    """The configuration as SQL holds it: a catalog, its revision, and what changed since."""
+
+    def __init__(self) -> None:
+        self.changes: list[ConfigChange] = []
+        self.models = [a_model("first")]
+        self.is_away = False
+        self.is_broken = False
+        self.loads = 0
+        self.asked = asyncio.Condition()
+        self.times_asked = 0
+
+    @property
+    def revision_now(self) -> int:
+        return len(self.changes)
+
+    def change(self, kind: str, ref: str) -> int:
+        self.changes.append(ConfigChange(self.revision_now + 1, kind, ref))
+        return self.revision_now
+
+    def register(self, name: str) -> int:
+        self.models.append(a_model(name))
+        return self.change("catalog", name)
+
+    async def load(self) -> Catalog:
+        if self.is_away:
+            raise DependencyUnavailable("database")
+        if self.is_broken:
+            raise ValueError("a row that cannot be understood")
+        self.loads += 1
+        return Catalog.of(self.revision_now, self.models)
+
+    async def revision(self) -> int:
+        return self.revision_now
+
+    async def changes_since(self, revision: int) -> list[ConfigChange]:
+        async with self.asked:
+            self.times_asked += 1
+            self.asked.notify_all()
+        if self.is_away:
+            raise DependencyUnavailable("database")
+        return self.changes[revision:]
+
+    async def until_asked_again(self, times: int) -> None:
+        async with self.asked:
+            goal = self.times_asked + times
+            await asyncio.wait_for(self.asked.wait_for(lambda: self.times_asked >= goal), 10)
+
+
+class FakeKeyStore:
+    def __init__(self) -> None:
+        self.rows: dict[bytes, Identity] = {}
+        self.look_ups = 0
+
+    async def identity_of_key(self, digest: bytes) -> Identity | None:
+        self.look_ups += 1
+        return self.rows.get(digest)
+
+    async def mark_expired(self, user_oid: str) -> None: ...
+
+    async def mark_used(self, used: Sequence[tuple[str, datetime]]) -> None: ...
+
+
+class House:
+    def __init__(self) -> None:
+        self.store = FakeStore()
+        self.keys = FakeKeyStore()
+        self.identities = Identities(
+            store=self.keys, pepper=PEPPER, clock=ManualClock(), zone=UTC, on_expired=lambda _: None
+        )
+        self.swapped: list[Catalog] = []
+        self.follower = CatalogFollower(store=self.store, identities=self.identities, on_swap=self.swapped.append)
+
+    async def known_key(self, oid: str) -> NewKey:
+        key = new_key(PEPPER)
+        self.keys.rows[key.digest] = an_identity(a_user(oid=oid), key=a_key(id=f"key of {oid}"))
+        await self.identities.of_key(key.secret, address=None)
+        return key
+
+    def names(self) -> list[str]:
+        return list(self.follower.current.models)
+
+
+@pytest.fixture
+def house() -> House:
+    return House()
+
+
+@asynccontextmanager
+async def following(house: House) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(house.follower.follow())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def test_before_the_first_load_there_is_an_empty_catalog_and_it_says_so(house: House) -> None:
+    assert house.follower.current is EMPTY
+    assert not house.follower.is_loaded
+
+
+async def test_a_load_swaps_the_catalog_and_drops_all_identities(house: House) -> None:
+    await house.known_key("alice")
+
+    await house.follower.load()
+
+    assert house.names() == ["first"]
+    assert house.follower.is_loaded
+    assert house.swapped == [house.follower.current]
+    assert len(house.identities) == 0
+
+
+async def test_a_first_load_that_fails_leaves_it_unloaded_and_the_next_refresh_loads(house: House) -> None:
+    house.store.is_away = True
+    with pytest.raises(DependencyUnavailable):
+        await house.follower.refresh()
+    assert not house.follower.is_loaded
+    house.store.is_away = False
+
+    await house.follower.refresh()
+
+    assert house.names() == ["first"]
+
+
+async def test_a_refresh_without_changes_swaps_nothing(house: House) -> None:
+    await house.follower.load()
+    before = house.follower.current
+
+    await house.follower.refresh()
+
+    assert house.follower.current is before
+    assert house.store.loads == 1
+
+
+async def test_a_change_of_the_catalog_swaps_it_whole(house: House) -> None:
+    await house.follower.load()
+    before = house.follower.current
+    house.store.register("second")
+
+    await house.follower.refresh()
+
+    assert house.names() == ["first", "second"]
+    assert list(before.models) == ["first"]
+    assert house.follower.current.revision == 1
+
+
+async def test_a_change_of_a_user_drops_his_identities_without_loading_the_catalog(house: House) -> None:
+    await house.follower.load()
+    alice, bob = await house.known_key("alice"), await house.known_key("bob")
+    house.keys.look_ups = 0
+    house.store.change("user", "alice")
+
+    await house.follower.refresh()
+    await house.identities.of_key(bob.secret, address=None)
+    assert house.keys.look_ups == 0
+    await house.identities.of_key(alice.secret, address=None)
+
+    assert house.keys.look_ups == 1
+    assert house.store.loads == 1
+
+
+async def test_a_catalog_that_cannot_be_loaded_leaves_the_old_one_and_is_tried_again(house: House) -> None:
+    await house.follower.load()
+    house.store.register("second")
+    house.store.is_broken = True
+    with pytest.raises(ValueError, match="cannot be understood"):
+        await house.follower.refresh()
+    assert house.names() == ["first"]
+    house.store.is_broken = False
+
+    await house.follower.refresh()
+
+    assert house.names() == ["first", "second"]
+
+
+async def test_a_change_of_ones_own_is_taken_over_at_once_and_only_if_it_is_new(house: House) -> None:
+    await house.follower.load()
+    revision = house.store.register("second")
+
+    await house.follower.catch_up(revision)
+    await house.follower.catch_up(revision)
+
+    assert house.names() == ["first", "second"]
+    assert house.store.times_asked == 1
+
+
+async def test_before_the_first_load_there_is_nothing_to_catch_up_with(house: House) -> None:
+    await house.follower.catch_up(5)
+
+    assert not house.follower.is_loaded
+    assert house.store.loads == 0
+
+
+async def test_a_message_makes_the_follower_look_at_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog_module, "POLL_S", 3600.0)
+    await house.follower.load()
+    async with following(house):
+        await house.store.until_asked_again(1)
+        house.store.register("second")
+        looked = asyncio.create_task(house.store.until_asked_again(1))
+        await asyncio.sleep(0)
+        house.follower.poke()
+        await looked
+        await asyncio.wait_for(house.follower.catch_up(1), 10)
+
+        assert house.names() == ["first", "second"]
+
+
+async def test_a_lost_message_is_made_good_by_asking_regularly(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog_module, "POLL_S", 0.001)
+    await house.follower.load()
+    async with following(house):
+        await house.store.until_asked_again(1)
+        house.store.register("second")
+        await house.store.until_asked_again(2)
+
+        assert house.names() == ["first", "second"]
+
+
+async def test_the_follower_outlives_an_absence_of_the_store(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog_module, "POLL_S", 0.001)
+    await house.follower.load()
+    house.store.is_away = True
+    async with following(house) as task:
+        await house.store.until_asked_again(3)
+        house.store.register("second")
+        house.store.is_away = False
+        await house.store.until_asked_again(2)
+
+        assert house.names() == ["first", "second"]
+        assert not task.done()

@@ -1,0 +1,214 @@
+"""What calls and their records meet while there is no counter store at all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from app.clock import SystemClock
+from app.domain.budget import BudgetClaim
+from app.domain.money import NanoUsd
+from app.embedded import ValkeyServer
+from app.exceptions import CounterStoreAway, DependencyUnavailable
+from app.redis_client import RedisClient, open_redis
+from app.services.fallback import FallbackCounters
+from app.services.recovery import RecoveringCounters
+from app.services.running import RunningCalls
+from app.storage.journal import RESERVE_BYTES, Journal
+from app.storage.local_counters import LocalCounters
+from app.storage.ports import Admitted, LimitRefused
+from app.storage.redis_counters import RedisCounters, RedisUsageSink
+from tests.storage.conform_counters import money, recorded, requests, reservation, settlement, slots
+
+
+class EmptyLedger:
+    async def write(self, records: object) -> int:
+        raise AssertionError("nothing is drained here")
+
+    async def write_content(self, contents: object) -> None:
+        raise AssertionError("nothing is drained here")
+
+    async def spent(self, claim: BudgetClaim) -> NanoUsd:
+        return NanoUsd(0)
+
+
+def fallback(
+    client: RedisClient, folder: Path, *, is_local: bool = True, journal: Journal | None = None
+) -> FallbackCounters:
+    clock = SystemClock()
+    return FallbackCounters(
+        RecoveringCounters(RedisCounters(client, quarantine_ms=0), ledger=EmptyLedger(), clock=clock),
+        local=LocalCounters(lambda: int(clock.monotonic() * 1000)),
+        journal=journal or Journal(folder),
+        sink=RedisUsageSink(client),
+        clock=clock,
+        is_local=is_local,
+    )
+
+
+def sizes(folder: Path) -> list[int]:
+    return [path.stat().st_size for path in folder.iterdir()]
+
+
+@pytest.fixture
+async def nowhere() -> AsyncIterator[RedisClient]:
+    """A client of a server that does not exist."""
+    client = open_redis("redis://127.0.0.1:1/0", timeout_ms=200)
+    async with client.pumping():
+        yield client
+
+
+async def test_a_full_journal_begins_no_call(nowhere: RedisClient, tmp_path: Path) -> None:
+    """T103."""
+    counters = fallback(nowhere, tmp_path, journal=Journal(tmp_path, max_bytes=RESERVE_BYTES - 1))
+    with pytest.raises(DependencyUnavailable, match="journal"):
+        await counters.admit(reservation("a", requests(10)))
+
+
+async def test_where_it_is_so_wished_nothing_is_admitted_without_the_store(
+    nowhere: RedisClient, tmp_path: Path
+) -> None:
+    counters = fallback(nowhere, tmp_path, is_local=False)
+    with pytest.raises(CounterStoreAway):
+        await counters.admit(reservation("a", requests(10)))
+
+
+async def test_a_hard_budget_is_not_promised_by_one_replica_and_a_soft_one_is_no_promise(
+    nowhere: RedisClient, tmp_path: Path
+) -> None:
+    counters = fallback(nowhere, tmp_path)
+    with pytest.raises(CounterStoreAway):
+        await counters.admit(reservation("hard", money(1)))
+    assert isinstance(await counters.admit(reservation("soft", money(1, hard=None))), Admitted)
+
+
+async def test_what_was_written_down_is_replayed_booked_and_forgotten_once_the_store_is_there(
+    redis_url: str, valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    client = open_redis(redis_url, timeout_ms=100)
+    soft = money(1, hard=None)
+    counters = fallback(client, tmp_path)
+    async with client.pumping():
+        await counters.admit(reservation("before", soft))
+        valkey.pause()
+        try:
+            await counters.settle(settlement("before", cost=3))
+            await counters.admit(reservation("during", soft))
+            await counters.settle(settlement("during", cost=4))
+            await counters.append(b"refused")
+        finally:
+            valkey.resume()
+        async with asyncio.timeout(5):
+            while counters.is_away:
+                await counters.watch()
+        await counters.watch()
+
+        patient = open_redis(redis_url, timeout_ms=5_000)
+        async with patient.pumping():
+            records = await recorded(RedisUsageSink(patient))
+            (state,) = await RedisCounters(patient).budget_states([soft])
+    assert set(records) == {"done:before", "done:during", "refused"}
+    assert state is not None
+    assert (state.spent_nanousd, state.reserved_nanousd) == (7, 0)
+    assert sizes(tmp_path) == [0]
+
+
+async def test_a_settlement_never_fails_and_what_cannot_be_written_down_is_kept(
+    redis_url: str, valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    blocked = tmp_path / "journal"
+    blocked.write_text("a file where the folder should be")
+    client = open_redis(redis_url, timeout_ms=100)
+    counters = fallback(client, blocked)
+    async with client.pumping():
+        await counters.admit(reservation("a", requests(5)))
+        valkey.pause()
+        try:
+            await counters.settle(settlement("a"))
+        finally:
+            valkey.resume()
+        patient = open_redis(redis_url, timeout_ms=5_000)
+        async with patient.pumping(), asyncio.timeout(10):
+            while "done:a" not in await recorded(RedisUsageSink(patient)):
+                await counters.watch()
+
+
+async def test_a_call_that_began_without_the_store_holds_its_slot_there_once_it_is_back(
+    redis_url: str, valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    client = open_redis(redis_url, timeout_ms=100)
+    counters = fallback(client, tmp_path)
+    soft = money(1, hard=None)
+    async with client.pumping():
+        await counters.watch()
+        valkey.pause()
+        try:
+            assert isinstance(await counters.admit(reservation("a", slots(1), soft)), Admitted)
+        finally:
+            valkey.resume()
+        async with asyncio.timeout(5):
+            while counters.is_away or sizes(tmp_path) != [0]:
+                await counters.watch()
+
+        patient = open_redis(redis_url, timeout_ms=5_000)
+        async with patient.pumping():
+            others = RedisCounters(patient)
+            assert isinstance(await others.admit(reservation("b", slots(1))), LimitRefused)
+            assert await counters.renew(["a"], 60) == []
+            await counters.settle(settlement("a", cost=5))
+            await counters.settle(settlement("a", cost=5))
+            assert isinstance(await others.admit(reservation("b", slots(1))), Admitted)
+            (state,) = await others.budget_states([soft])
+    assert state is None, "nobody has seeded it yet"
+
+
+async def test_a_call_whose_process_died_without_the_store_is_lost_and_billed_once(
+    redis_url: str, tmp_path: Path
+) -> None:
+    absent = open_redis("redis://127.0.0.1:1/0", timeout_ms=200)
+    journal = Journal(tmp_path)
+    dying = fallback(absent, tmp_path, journal=journal)
+    soft = money(0, hard=None, lost=7)
+    async with absent.pumping():
+        for call_id in ("ended", "cut off"):
+            await dying.admit(reservation(call_id, soft))
+        await dying.settle(settlement("ended", cost=30))
+    journal.close()
+
+    client = open_redis(redis_url, timeout_ms=5_000)
+    heir = fallback(client, tmp_path / "heir")
+    async with client.pumping():
+        store = RedisCounters(client)
+        await store.seed(soft, NanoUsd(0))
+        for _ in range(2):
+            await heir.adopt(tmp_path)
+        records = await recorded(RedisUsageSink(client))
+        (state,) = await store.budget_states([soft])
+    assert sorted(records) == ["done:ended", "lost:cut off"]
+    assert state is not None
+    assert (state.spent_nanousd, state.reserved_nanousd) == (37, 0)
+
+
+async def test_a_running_call_is_ended_by_its_id_and_only_that_one() -> None:
+    running, left = RunningCalls(), list[str]()
+
+    async def call(call_id: str) -> None:
+        running.add(call_id)
+        try:
+            await asyncio.sleep(0.05)
+        except asyncio.CancelledError:
+            left.append(call_id)
+        finally:
+            running.discard(call_id)
+
+    tasks = [asyncio.create_task(call(call_id)) for call_id in ("a", "b")]
+    await asyncio.sleep(0)
+    assert running.end(["a", "unknown"]) == 1
+    assert running.end(["a"]) == 0, "once"
+    await asyncio.wait(tasks)
+
+    assert left == ["a"]
+    assert (running.was_ended("a"), running.was_ended("b"), len(running)) == (True, False, 0)
