@@ -20,7 +20,7 @@ import httpx2
 import pytest
 import redis.asyncio
 
-from app.demo_server import DemoServer, DemoServerError, DemoUpstream, demo_python
+from app.demo_server import DemoServer, DemoUpstream
 from app.embedded import (
     UNPRIVILEGED_ACCOUNT,
     EmbeddedError,
@@ -425,10 +425,6 @@ def test_the_log_line_that_tells_is_found_among_the_others() -> None:
 @pytest.fixture
 def demo_server(data_dir: Path) -> Iterator[DemoServer]:
     """The demo model, not started; it has an environment of its own, which only `make demo` and `make test` build."""
-    try:
-        demo_python()
-    except DemoServerError as error:
-        pytest.skip(str(error))
     server = DemoServer(data_dir, on_progress=quiet)
     yield server
     server.stop()
