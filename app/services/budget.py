@@ -62,6 +62,8 @@ def bill(meter: Meter) -> None:
     """
     if meter.model is None or meter.endpoint is None:
         return
+    if meter.cost is not None:
+        return  # a unary answer is billed before it is sent, for its headers; its settlement must say the same
     meter.price = meter.model.price_at(meter.endpoint)
     is_disbelieved = _disbelieved(meter, meter.model)
     if meter.usage is None:
