@@ -18,6 +18,8 @@ class AnswerFacts:
     finish_reason: str | None
     output_bytes: int
     """Size of the produced text, about; the basis of an estimate where the provider sent no usage."""
+    mended: bytes | None = None
+    """The body to hand on, where the upstream's own holds what no client should be given."""
 
 
 @dataclass(frozen=True, slots=True)

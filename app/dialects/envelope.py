@@ -20,9 +20,12 @@ from app.exceptions import InvalidJson, InvalidRequest, MissingParameter, ParamN
 
 T = TypeVar("T")
 
-_as_members = msgspec.json.Decoder(dict[str, Raw]).decode
+as_members = msgspec.json.Decoder(dict[str, Raw]).decode
 _as_string = msgspec.json.Decoder(str).decode
 encode = msgspec.json.Encoder().encode
+
+NONE = Raw(b"")
+"""A member that is absent."""
 
 _NAME = re.compile(rb'[ \t\r\n]*("(?:[^"\\]|\\.)*")[ \t\r\n]*:[ \t\r\n]*')
 _AFTER_VALUE = re.compile(rb"[ \t\r\n]*([,}])")
@@ -66,7 +69,7 @@ def read_members(body: bytes) -> dict[str, Raw]:
     Raises: InvalidJson for everything that is not exactly one JSON object in UTF-8 with each member named once.
     """
     try:
-        members = _as_members(body)
+        members = as_members(body)
     except msgspec.ValidationError:
         raise InvalidJson("The request body must be a JSON object.") from None
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -106,6 +109,16 @@ def _require_each_once(body: bytes, members: Mapping[str, Raw]) -> None:
         position, end = after.end(), after[1]
     if end != b"}":
         raise InvalidJson("The request body names a member twice.")
+
+
+def is_given(raw: Raw) -> bool:
+    """Neither absent nor null."""
+    return len(raw) > 4 or (len(raw) > 0 and bytes(raw) != b"null")
+
+
+def is_filled(raw: Raw) -> bool:
+    """Neither absent, null nor an empty string, list or object."""
+    return len(raw) > 2 and bytes(raw) != b"null"
 
 
 def require_own_business(names: Iterable[str]) -> None:

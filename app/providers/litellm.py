@@ -33,7 +33,7 @@ import msgspec
 from app.clock import Clock, SystemClock
 from app.config import export_settings, withdraw_from_environment
 from app.dialects.base import BadAnswer, Dialect, StreamReader, UpstreamProblem, UpstreamSaidError
-from app.dialects.openai_chat import read_usage
+from app.dialects.openai_usage import read_usage
 from app.domain.call import Call, Meter, Quality
 from app.domain.catalog import Endpoint, ProviderKind
 from app.domain.pricing import Usage

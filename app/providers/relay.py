@@ -160,6 +160,7 @@ class RelayAttempt:
         meter.quality = Quality.EXACT if facts.usage is not None else Quality.ESTIMATED
         meter.finish_reason = facts.finish_reason
         meter.delivered_tokens = -(-facts.output_bytes // _BYTES_PER_TOKEN)
+        body = facts.mended or body
         keep_answer(meter, body)
         return Answer(content_type=_JSON, body=body, headers=self._visible_headers())
 

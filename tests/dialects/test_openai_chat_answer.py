@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.dialects.base import BadAnswer, UpstreamProblem, UpstreamSaidError
-from app.dialects.openai_chat import ChatStream, OpenAIChat
+from app.dialects.openai_chat import OpenAIChat
+from app.dialects.openai_chat_stream import ChatStream
 from app.domain.pricing import Usage
 from app.exceptions import ModelNotFound, RateLimited
 

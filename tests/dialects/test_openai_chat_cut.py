@@ -7,7 +7,8 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.dialects.openai_chat import ChatStream, OpenAIChat
+from app.dialects.openai_chat import OpenAIChat
+from app.dialects.openai_chat_stream import ChatStream
 from app.providers.relay import pieces_near
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.dialects.base import BadAnswer, UpstreamSaidError
-from app.dialects.openai_chat import ChatStream
+from app.dialects.openai_chat_stream import ChatStream
 from tests.dialects.vectors import ALL, DONE, HEL, LO, ROLE, SEEN, STOP, VECTORS, Vector, chunk, wire
 
 Seen = tuple[bytes, str | None, ChatStream]

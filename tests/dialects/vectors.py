@@ -192,8 +192,21 @@ CONTENT = (
     same(
         "wrong types where nobody looks",
         (
-            b'{"id":7,"model":{"a":"<script>"},"object":null,"created":"x","choices":[{"index":0,"delta":{"content":"x"}}]}',
+            b'{"id":"c","created":"x","choices":[{"index":0,"delta":{"content":"x","mood":[1]}}],"mood":{"a":"<script>"}}',
             STOP,
+            DONE,
+        ),
+    ),
+    Vector(
+        "names that are none",
+        wire(
+            b'{"id":7,"model":{"a":"<script>"},"object":null,"choices":[{"index":0,"delta":{"content":"x"}}]}',
+            STOP.replace(b'"m"', b'"' + b"m" * 600 + b'"'),
+            DONE,
+        ),
+        (
+            b'{"id":"7","model":"","object":null,"choices":[{"index":0,"delta":{"content":"x"}}]}',
+            STOP.replace(b'"m"', b'"' + b"m" * 512 + b'"'),
             DONE,
         ),
     ),

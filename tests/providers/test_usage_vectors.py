@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from app.dialects.openai_chat import read_usage
+from app.dialects.openai_usage import read_usage
 from app.domain.money import PicoUsd
 from app.domain.pricing import Price, Rates, ServiceTier, Usage, cost_of
 from app.providers.litellm import _usage_of

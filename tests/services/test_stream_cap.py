@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Sequence
 
-from app.dialects.openai_chat import ChatStream
+from app.dialects.openai_chat_stream import ChatStream
 from app.domain.call import Meter
 from app.domain.catalog import Model
 from app.providers.base import Answer

@@ -1,0 +1,36 @@
+"""What the requests of OpenAI's older dialects have in common: bounds of fields, and how a stream is asked for its usage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+
+MAX_TOKENS = 100_000_000
+"""No model writes as much; a larger number is a mistake and would only inflate reservations."""
+
+Penalty = Annotated[float, Meta(ge=-100, le=100)] | None
+TokenCap = Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None
+Choices = Annotated[int, Meta(ge=1, le=128)] | None
+Stops = Annotated[list[str], Meta(max_length=128)]
+
+_TRUE = Raw(b"true")
+
+
+class StreamOptions(Struct):
+    include_usage: bool | None = None
+
+
+def asking_for_usage(options: Raw | None) -> object:
+    """`stream_options` with the usage asked for, whatever else the caller wants of them."""
+    if options is None or bytes(options) == b"null":
+        return {"include_usage": _TRUE}
+    return msgspec.json.decode(options, type=dict[str, Raw]) | {"include_usage": _TRUE}
+
+
+def cap_names(fields: Mapping[str, Raw]) -> list[str]:
+    """Under which names the caller capped the answer; every upstream knows the older one."""
+    given = (name for name in ("max_completion_tokens", "max_tokens") if name in fields)
+    return [name for name in given if bytes(fields[name]) != b"null"] or ["max_tokens"]
