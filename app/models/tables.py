@@ -32,7 +32,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 
-SCHEMA_REVISION = "0002"
+from app.domain.latency import BUCKETS
+
+SCHEMA_REVISION = "0003"
 """The newest migration. A process whose database says otherwise migrates (or waits for the one that does)."""
 
 MAX_NAME_CHARS = 200
@@ -391,6 +393,30 @@ usage_rollups = Table(
     Index("ix_usage_rollups_model", "model", "hour"),
 )
 """Sums of the ledger by hour (UTC), written in the transaction that writes its rows."""
+
+DURATION_COUNTS = tuple(f"duration_{bucket}" for bucket in range(BUCKETS))
+FIRST_TOKEN_COUNTS = tuple(f"first_token_{bucket}" for bucket in range(BUCKETS))
+"""Calls by how long they took, in the buckets of `app.domain.latency`."""
+
+endpoint_rollups = Table(
+    "endpoint_rollups",
+    metadata,
+    Column("hour", DateTime(timezone=True), nullable=False),
+    Column("model", Text, nullable=False),
+    Column("endpoint_id", Text, nullable=False),  # "" for none
+    *(
+        Column(name, BigInteger, nullable=False)
+        for name in (
+            *("requests", "errors", "prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens"),
+            "cost_nanousd",
+        )
+    ),
+    *(Column(name, BigInteger, nullable=False) for name in (*DURATION_COUNTS, *FIRST_TOKEN_COUNTS)),
+    PrimaryKeyConstraint("hour", "model", "endpoint_id"),
+    Index("ix_endpoint_rollups_endpoint", "endpoint_id", "hour"),
+)
+"""The same by hour, model and endpoint alone, with latencies: few rows, so that any range of the overview is read at once.
+Durations are those of calls that went well, first tokens those of their streams."""
 
 # ── Alerts ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -33,11 +33,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.database import QUICK_S, transaction
 from app.domain.budget import BudgetClaim
+from app.domain.latency import BUCKETS, bucket_of
 from app.domain.limits import Scope
 from app.domain.money import NanoUsd
 from app.domain.record import CallContent, CallRecord, RecordDetail
 from app.exceptions import DependencyUnavailable
-from app.models.tables import MAX_NAME_CHARS, usage_records, usage_rollups
+from app.models.tables import DURATION_COUNTS, FIRST_TOKEN_COUNTS, MAX_NAME_CHARS, usage_records, usage_rollups
 from app.storage.rejected import RecordsRejected
 from app.storage.sql_partitions import Month, drop_partitions_before, ensure_partitions, month_of
 from app.storage.sql_rows import is_uuid
@@ -218,19 +219,31 @@ def _insert_arrays(table: str, types: Mapping[str, str]) -> str:
 LEDGER_INSERT = f"{_insert_arrays('usage_records', _LEDGER_TYPES)} ON CONFLICT DO NOTHING RETURNING request_id"
 REFUSED_INSERT = f"{_insert_arrays('refused_calls', _REFUSED_TYPES)} ON CONFLICT DO NOTHING RETURNING request_id"
 CONTENT_INSERT = f"{_insert_arrays('usage_content', _CONTENT_TYPES)} ON CONFLICT DO NOTHING RETURNING request_id"
-ROLLUP_UPSERT = (
-    f"{_insert_arrays('usage_rollups', _ROLLUP_TYPES)} "
-    "ON CONFLICT (hour, user_oid, key_id, app_id, model, endpoint_id) DO UPDATE SET "
-    + ", ".join(f"{name} = usage_rollups.{name} + excluded.{name}" for name in SUMS)
-)
-ROLLUP_DELETE = (
-    "DELETE FROM usage_rollups USING unnest("  # noqa: S608 - ours
-    + ", ".join(f"${number}::{_ROLLUP_TYPES[name]}[]" for number, name in enumerate(ROLLUP_KEY, 1))
-    + f") AS given ({', '.join(ROLLUP_KEY)}) WHERE "
-    + " AND ".join(f"usage_rollups.{name} = given.{name}" for name in ROLLUP_KEY)
-    + " AND "
-    + " AND ".join(f"usage_rollups.{name} = 0" for name in SUMS)
-)
+ENDPOINT_KEY = ("hour", "model", "endpoint_id")
+ENDPOINT_SUMS = (*SUMS, *DURATION_COUNTS, *FIRST_TOKEN_COUNTS)
+_ENDPOINT_TYPES = {
+    "hour": "timestamptz",
+    **dict.fromkeys(ENDPOINT_KEY[1:], "text"),
+    **dict.fromkeys(ENDPOINT_SUMS, "int8"),
+}
+
+
+def _add_sums(table: str, key: Sequence[str], sums: Sequence[str], types: Mapping[str, str]) -> str:
+    added = ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in sums)
+    return f"{_insert_arrays(table, types)} ON CONFLICT ({', '.join(key)}) DO UPDATE SET {added}"
+
+
+def _delete_empty(table: str, key: Sequence[str], sums: Sequence[str], types: Mapping[str, str]) -> str:
+    arrays = ", ".join(f"${number}::{types[name]}[]" for number, name in enumerate(key, 1))
+    same = " AND ".join(f"{table}.{name} = given.{name}" for name in key)
+    empty = " AND ".join(f"{table}.{name} = 0" for name in sums)
+    return f"DELETE FROM {table} USING unnest({arrays}) AS given ({', '.join(key)}) WHERE {same} AND {empty}"  # noqa: S608
+
+
+ROLLUP_UPSERT = _add_sums("usage_rollups", ROLLUP_KEY, SUMS, _ROLLUP_TYPES)
+ROLLUP_DELETE = _delete_empty("usage_rollups", ROLLUP_KEY, SUMS, _ROLLUP_TYPES)
+ENDPOINT_UPSERT = _add_sums("endpoint_rollups", ENDPOINT_KEY, ENDPOINT_SUMS, _ENDPOINT_TYPES)
+ENDPOINT_DELETE = _delete_empty("endpoint_rollups", ENDPOINT_KEY, SUMS, _ENDPOINT_TYPES)
 
 
 async def _insert(
@@ -324,14 +337,20 @@ def _one_for_each_call(records: Iterable[CallRecord]) -> Iterable[CallRecord]:
 
 
 async def _add_to_rollups(
-    connection: AsyncConnection, added: Iterable[CallRecord], removed: Sequence[CallRecord]
+    connection: AsyncConnection, added: Sequence[CallRecord], removed: Sequence[CallRecord]
 ) -> None:
-    rows = rollups_of(added, removed)
-    if rows:
-        await connection.exec_driver_sql(ROLLUP_UPSERT, tuple(list(column) for column in zip(*rows, strict=True)))
+    if not added and not removed:
+        return
+    await connection.exec_driver_sql(ROLLUP_UPSERT, _columns(rollups_of(added, removed)))
+    await connection.exec_driver_sql(ENDPOINT_UPSERT, _columns(endpoint_rollups_of(added, removed)))
     if removed:  # what a lost call was booked under may be nobody's now (it had no endpoint yet, say)
         keys = sorted({_rollup_key(record) for record in removed})
-        await connection.exec_driver_sql(ROLLUP_DELETE, tuple(list(column) for column in zip(*keys, strict=True)))
+        await connection.exec_driver_sql(ROLLUP_DELETE, _columns(keys))
+        await connection.exec_driver_sql(ENDPOINT_DELETE, _columns(sorted({_endpoint_key(each) for each in removed})))
+
+
+def _columns(rows: Iterable[tuple[object, ...]]) -> tuple[list[object], ...]:
+    return tuple(list(column) for column in zip(*rows, strict=True))
 
 
 RollupKey = tuple[datetime, str, str, str, str, str]
@@ -346,6 +365,32 @@ def rollups_of(added: Iterable[CallRecord], removed: Iterable[CallRecord] = ()) 
             for position, amount in enumerate(_amounts(record)):
                 row[position] += sign * amount
     return [(*key, *sums[key]) for key in sorted(sums)]
+
+
+def endpoint_rollups_of(added: Iterable[CallRecord], removed: Iterable[CallRecord] = ()) -> list[tuple[object, ...]]:
+    """The same by hour, model and endpoint: sums, then durations and first tokens by bucket."""
+    sums: defaultdict[tuple[datetime, str, str], list[int]] = defaultdict(lambda: [0] * len(ENDPOINT_SUMS))
+    for sign, records in ((1, added), (-1, removed)):
+        for record in records:
+            row = sums[_endpoint_key(record)]
+            for position, amount in enumerate(_amounts(record)):
+                row[position] += sign * amount
+            for position in _buckets(record):
+                row[position] += sign
+    return [(*key, *sums[key]) for key in sorted(sums)]
+
+
+def _buckets(record: CallRecord) -> Iterable[int]:
+    """Where in `ENDPOINT_SUMS` a call's latencies are counted: only calls that went well say how fast an endpoint is."""
+    if record.outcome == "ok":
+        yield len(SUMS) + bucket_of(record.duration_ms)
+        if record.is_stream and record.first_token_ms is not None:
+            yield len(SUMS) + BUCKETS + bucket_of(record.first_token_ms)
+
+
+def _endpoint_key(record: CallRecord) -> tuple[datetime, str, str]:
+    hour, *_, model, endpoint_id = _rollup_key(record)
+    return hour, model, endpoint_id
 
 
 def _amounts(record: CallRecord) -> tuple[int, ...]:

@@ -13,13 +13,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.database import transaction
 from app.domain.budget import BudgetClaim
+from app.domain.latency import BOUNDS_MS
 from app.domain.limits import Scope
 from app.domain.pricing import Price, Usage
 from app.domain.record import CostLineDetail
-from app.models.tables import prices, usage_records
+from app.models.tables import DURATION_COUNTS, FIRST_TOKEN_COUNTS, prices, usage_records
 from app.storage.sql_partitions import Month, month_after, month_of
 from app.storage.sql_rows import is_uuid, price_of
-from app.storage.sql_usage import NO_ERRORS, ROLLUP_KEY, SUMS, spent_statement
+from app.storage.sql_usage import ENDPOINT_SUMS, NO_ERRORS, ROLLUP_KEY, SUMS, spent_statement
 from app.storage.verify_ports import Bill, Booked, RollupGap, RollupKey, RollupSlice, Standing
 
 SLICE = timedelta(hours=6)
@@ -51,6 +52,36 @@ GAPS = f"""
     FROM ledger FULL JOIN rolled USING ({_KEYS})
     WHERE {" OR ".join(f"coalesce(ledger.{name}, 0) <> coalesce(rolled.{name}, 0)" for name in SUMS)}
     ORDER BY {_KEYS}
+"""  # noqa: S608 - our own names
+
+
+def _counted(name: str, column: str, where: str) -> str:
+    """A bucket's count, as SQL says it."""
+    bucket = int(name.rpartition("_")[2])
+    above = f" AND {column} > {BOUNDS_MS[bucket - 1]}" if bucket else ""
+    upto = f" AND {column} <= {BOUNDS_MS[bucket]}" if bucket < len(BOUNDS_MS) else ""
+    return f"count(*) FILTER (WHERE outcome = 'ok'{where}{above}{upto}) AS {name}"
+
+
+_COUNTS = ", ".join(
+    (
+        *(_counted(name, "duration_ms", "") for name in DURATION_COUNTS),
+        *(_counted(name, "first_token_ms", " AND is_stream") for name in FIRST_TOKEN_COUNTS),
+    )
+)
+ENDPOINT_GAPS = f"""
+    WITH ledger AS (
+        SELECT date_trunc('hour', created_at) AS hour, served_model AS model, coalesce(endpoint_id::text, '') AS endpoint_id,
+               {_LEDGER_SUMS}, {_COUNTS}
+        FROM usage_records WHERE created_at >= $1 AND created_at < $2 GROUP BY 1, 2, 3
+    ), rolled AS (
+        SELECT * FROM endpoint_rollups WHERE hour >= $1 AND hour < $2
+    )
+    SELECT hour, model, endpoint_id, {", ".join(_LEDGER_OF.format(name) for name in ENDPOINT_SUMS)},
+           {", ".join(_ROLLED_OF.format(name) for name in ENDPOINT_SUMS)}
+    FROM ledger FULL JOIN rolled USING (hour, model, endpoint_id)
+    WHERE {" OR ".join(f"coalesce(ledger.{name}, 0) <> coalesce(rolled.{name}, 0)" for name in ENDPOINT_SUMS)}
+    ORDER BY hour, model, endpoint_id
 """  # noqa: S608 - our own names
 BILLS = f"""
     SELECT created_at, request_id, outcome, price_id, cost_nanousd, prompt_tokens, completion_tokens, cached_tokens,
@@ -101,7 +132,9 @@ class SqlLedgerProof:
             async with transaction(self._engine) as connection:
                 await _allow_time(connection)
                 rows = (await connection.exec_driver_sql(GAPS, (start, until))).mappings().all()
-            yield RollupSlice(until - timedelta(microseconds=1), [_gap(dict(row)) for row in rows])
+                others = (await connection.exec_driver_sql(ENDPOINT_GAPS, (start, until))).mappings().all()
+            gaps, endpoint_gaps = [_gap(dict(row)) for row in rows], [_endpoint_gap(dict(row)) for row in others]
+            yield RollupSlice(until - timedelta(microseconds=1), gaps, endpoint_gaps)
             start = until
 
     async def bills(self, month: Month) -> AsyncIterator[Sequence[Bill]]:
@@ -159,6 +192,14 @@ def _gap(row: dict[str, Any]) -> RollupGap:
         key=RollupKey(**{name: row[name] for name in ROLLUP_KEY}),
         in_ledger={name: int(row[f"ledger_{name}"]) for name in SUMS},
         in_rollups={name: int(row[f"rolled_{name}"]) for name in SUMS},
+    )
+
+
+def _endpoint_gap(row: dict[str, Any]) -> RollupGap:
+    return RollupGap(
+        key=RollupKey(row["hour"], "", "", "", row["model"], row["endpoint_id"]),
+        in_ledger={name: int(row[f"ledger_{name}"]) for name in ENDPOINT_SUMS},
+        in_rollups={name: int(row[f"rolled_{name}"]) for name in ENDPOINT_SUMS},
     )
 
 

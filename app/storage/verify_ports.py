@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
@@ -46,6 +46,8 @@ class RollupSlice:
 
     until: datetime
     gaps: list[RollupGap]
+    endpoint_gaps: list[RollupGap] = field(default_factory=list)
+    """The same of the sums by model and endpoint, which no budget is read from."""
 
 
 @dataclass(frozen=True, slots=True)

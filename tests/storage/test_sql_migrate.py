@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from app.exceptions import DependencyUnavailable
 from app.models.tables import SCHEMA_REVISION
 from app.storage import migrate as module
 from app.storage.migrate import MigrationFailed, difference, downgrade, migrate, schema_state
+from app.storage.sql_usage import SqlUsageStore
 from tests.storage.conftest import quiet
+from tests.storage.records import NOON, a_record
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,10 +93,25 @@ async def test_down_leaves_nothing_and_up_again_leaves_all(database: str, engine
 async def test_the_alerts_can_be_taken_away_and_brought_back(database: str) -> None:
     before = await tables_in(database)
     await downgrade(database, "0001")
-    assert before - await tables_in(database) == {"budget_alerts", "webhook_deliveries"}
+    assert before - await tables_in(database) == {"budget_alerts", "webhook_deliveries", "endpoint_rollups"}
     assert await migrate(database, quiet)
     assert await tables_in(database) == before
     assert await difference(database) == ""
+
+
+async def test_sums_by_endpoint_are_filled_from_the_ledger_that_was_there(database: str, engine: AsyncEngine) -> None:
+    records = [a_record(NOON + timedelta(minutes=m), duration_ms=m * 40 + 1, is_stream=True) for m in range(100)]
+    await SqlUsageStore(engine).write(records)
+    written = await rows_of(engine, "endpoint_rollups")
+    await downgrade(database, "0002")
+    assert await migrate(database, quiet)
+    assert await rows_of(engine, "endpoint_rollups") == written
+    assert len(written) == 2
+
+
+async def rows_of(engine: AsyncEngine, table: str) -> list[tuple[object, ...]]:
+    async with transaction(engine) as connection:
+        return [tuple(row) for row in await connection.execute(text(f"SELECT * FROM {table} ORDER BY 1, 2, 3"))]
 
 
 async def test_a_newer_database_is_left_alone(database: str, engine: AsyncEngine) -> None:

@@ -173,6 +173,23 @@ async def test_one_wrong_rollup_one_wrong_cost_and_one_wrong_counter_are_each_na
     assert not proof.holds
 
 
+async def test_a_wrong_latency_count_is_named_and_a_changed_record_is_named_once(
+    engine: AsyncEngine, books: list[CallRecord], verify: Verify
+) -> None:
+    await sql(
+        engine,
+        "UPDATE endpoint_rollups SET duration_3 = duration_3 + 2, requests = requests + 1 WHERE hour = :at",
+        at=NOON,
+    )
+    drifts = (await verify()).drifts
+
+    assert [(drift.kind, drift.column) for drift in drifts] == [
+        ("endpoint rollup", "requests"),
+        ("endpoint rollup", "duration_3"),
+    ]
+    assert all(isinstance(d.found, int) and isinstance(d.expected, int) and d.found > d.expected for d in drifts)
+
+
 async def test_a_rollup_of_nothing_and_a_record_without_rollup_are_drifts(
     engine: AsyncEngine, books: list[CallRecord], verify: Verify
 ) -> None:

@@ -1,0 +1,113 @@
+"""The dashboard's sums in SQL. Ranges are whole hours; what a range costs grows with its hours and endpoints, not with its calls."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, cast, func, select
+from sqlalchemy.dialects.postgresql import UUID
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.database import transaction
+from app.domain.latency import percentile_ms
+from app.models.tables import DURATION_COUNTS, FIRST_TOKEN_COUNTS, endpoint_rollups, keys, prices, usage_rollups
+from app.storage.overview_ports import HourOfEndpoint, PriceRow, Traffic
+from app.storage.ports import UsageSums
+from app.storage.sql_rows import AnyRow, is_uuid, price_of
+
+_SUMS = ("requests", "errors", "prompt_tokens", "completion_tokens", "cost_nanousd")
+_by = endpoint_rollups.c
+_HOUR, _DAY = 'YYYY-MM-DD"T"HH24:00:00"Z"', 'YYYY-MM-DD"T"00:00:00"Z"'
+_TOP = {"model": "model", "user": "user_oid", "key": "key_id", "app": "app_id"}
+HISTORY_ROWS = 100
+
+
+class SqlOverview:
+    """OverviewStore on PostgreSQL."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def traffic(
+        self, since: datetime, until: datetime, *, by_day: bool, model: str | None = None
+    ) -> list[Traffic]:
+        began = func.to_char(func.timezone("UTC", _by.hour), _DAY if by_day else _HOUR)
+        statement = _traffic(began, since, until).order_by("grp")
+        if model is not None:
+            statement = statement.where(_by.model == model)
+        return [_traffic_of(row) for row in await self._rows(statement)]
+
+    async def endpoints(self, since: datetime, until: datetime) -> list[Traffic]:
+        return [_traffic_of(row) for row in await self._rows(_traffic(_by.endpoint_id, since, until))]
+
+    async def endpoint_hours(self, since: datetime, until: datetime) -> list[HourOfEndpoint]:
+        counts = [func.sum(_by[name]).label(name) for name in DURATION_COUNTS]
+        statement = (
+            select(_by.endpoint_id, _by.hour, func.sum(_by.requests).label("requests"), func.sum(_by.errors), *counts)
+            .where(_by.hour >= _hour_of(since), _by.hour < until)
+            .group_by(_by.endpoint_id, _by.hour)
+            .order_by(_by.endpoint_id, _by.hour)
+        )
+        return [
+            HourOfEndpoint(row[0], row[1], int(row[2]), int(row[3]), percentile_ms([int(n) for n in row[4:]], 50))
+            for row in await self._rows(statement)
+        ]
+
+    async def top(self, group_by: str, since: datetime, until: datetime, *, limit: int) -> list[UsageSums]:
+        table = endpoint_rollups if group_by == "model" else usage_rollups
+        group = table.c[_TOP[group_by]]
+        sums = [func.sum(table.c[name]).label(name) for name in _SUMS]
+        statement = (
+            select(group.label("grp"), *sums)
+            .where(table.c.hour >= _hour_of(since), table.c.hour < until, group != "")
+            .group_by(group)
+            .order_by(sums[-1].desc(), sums[0].desc(), group)
+            .limit(limit)
+        )
+        return [UsageSums(row[0], *(int(amount) for amount in row[1:])) for row in await self._rows(statement)]
+
+    async def key_names(self, key_ids: list[str]) -> dict[str, str]:
+        wanted = [key_id for key_id in key_ids if is_uuid(key_id)]
+        if not wanted:
+            return {}
+        statement = select(keys.c.id, keys.c.name, keys.c.key_prefix).where(
+            keys.c.id.in_([cast(each, UUID(as_uuid=False)) for each in wanted])
+        )
+        return {str(row.id): row.name or f"{row.key_prefix}…" for row in await self._rows(statement)}
+
+    async def prices(self, model: str) -> list[PriceRow]:
+        statement = (
+            select(prices)
+            .where(prices.c.model == model)
+            .order_by(prices.c.valid_from.desc(), prices.c.id.desc())
+            .limit(HISTORY_ROWS)
+        )
+        return [_price_row(row) for row in await self._rows(statement)]
+
+    async def _rows(self, statement: Select[*tuple[Any, ...]]) -> list[AnyRow]:
+        async with transaction(self._engine) as connection:
+            return list((await connection.execute(statement)).all())
+
+
+def _traffic(group: ColumnElement[str], since: datetime, until: datetime) -> Select[*tuple[Any, ...]]:
+    sums = [func.sum(_by[name]).label(name) for name in (*_SUMS, *DURATION_COUNTS, *FIRST_TOKEN_COUNTS)]
+    labelled = group.label("grp")
+    return select(labelled, *sums).where(_by.hour >= _hour_of(since), _by.hour < until).group_by(labelled)
+
+
+def _traffic_of(row: AnyRow) -> Traffic:
+    told: dict[str, Any] = dict(row._mapping)
+    durations = tuple(int(told[name]) for name in DURATION_COUNTS)
+    first_tokens = tuple(int(told[name]) for name in FIRST_TOKEN_COUNTS)
+    sums = {name: int(told[name]) for name in _SUMS}
+    return Traffic(group=row.grp, **sums, durations=durations, first_tokens=first_tokens)
+
+
+def _price_row(row: AnyRow) -> PriceRow:
+    price = None if row.rates is None else price_of(str(row.id), row.rates)
+    return PriceRow(row.valid_from, row.endpoint_id and str(row.endpoint_id), price)
+
+
+def _hour_of(moment: datetime) -> datetime:
+    return moment.replace(minute=0, second=0, microsecond=0)
