@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.domain.access import Actor, Role
 from app.domain.budget import Budget, PeriodKind
 from app.domain.catalog import ProviderKind
-from app.domain.identity import PaymentStatus
+from app.domain.identity import Identity, PaymentStatus
 from app.domain.limits import Limit, LimitKind
 from app.domain.money import NanoUsd, PicoUsd
 from app.domain.pricing import Price, Rates
@@ -212,10 +212,14 @@ async def test_deleting_a_user_deletes_its_keys_and_leaves_other_users_alone(gat
 # ── Keys, apps ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _identity_works(gateway: Gateway, secret: str) -> bool:
+async def _identity(gateway: Gateway, secret: str) -> Identity | None:
     store = SqlKeyStore(gateway.engine, clock=gateway.clock, zone=UTC)
     digest = digest_of(secret, gateway.pepper)
-    identity = None if digest is None else await store.identity_of_key(digest)
+    return None if digest is None else await store.identity_of_key(digest)
+
+
+async def _identity_works(gateway: Gateway, secret: str) -> bool:
+    identity = await _identity(gateway, secret)
     if identity is None or identity.key is None:
         return False
     expires_at = identity.key.expires_at
@@ -231,6 +235,7 @@ async def test_a_rotated_keys_old_secret_works_until_its_grace_is_over(gateway: 
     assert rotated.id == row.id
     assert old != new
     assert await _identity_works(gateway, old)
+    assert await _count(gateway, "keys") == 1
     assert await _identity_works(gateway, new)
     await gateway.clock.advance(61)
     assert not await _identity_works(gateway, old)
@@ -246,6 +251,49 @@ async def test_a_key_rotated_without_grace_loses_its_old_secret_at_once(gateway:
     assert not await _identity_works(gateway, old)
     assert await _identity_works(gateway, new)
     assert await _count(gateway, "keys") == 1
+
+
+async def test_every_secret_of_a_rotated_key_means_the_same_key_with_the_same_budget(gateway: Gateway) -> None:
+    await gateway.management.users.create(OWNER, UserSpec("u"))
+    budget = Budget(PeriodKind.DAILY, None, NanoUsd(5))
+    row, first = await gateway.management.keys.create(OWNER, KeySpec("u", budgets=(budget,)))
+    _, second = await gateway.management.keys.rotate(OWNER, row.id, grace_s=600)
+    _, third = await gateway.management.keys.rotate(OWNER, row.id, grace_s=60)
+
+    identities = [await _identity(gateway, secret) for secret in (first, second, third)]
+
+    assert [identity.key and (identity.key.id, identity.key.budgets) for identity in identities if identity] == [
+        (row.id, (budget,))
+    ] * 3
+    ends = [identity.key.expires_at for identity in identities if identity and identity.key]
+    assert ends == [gateway.clock.now() + timedelta(seconds=60)] * 2 + [
+        None
+    ]  # the second rotation ended the first's grace
+
+
+async def test_a_grace_lasts_no_longer_than_its_key(gateway: Gateway) -> None:
+    await gateway.management.users.create(OWNER, UserSpec("u"))
+    ends_at = gateway.clock.now() + timedelta(seconds=30)
+    row, old = await gateway.management.keys.create(OWNER, KeySpec("u", expires_at=ends_at))
+    await gateway.management.keys.rotate(OWNER, row.id, grace_s=60)
+    assert await _identity_works(gateway, old)
+
+    await gateway.management.keys.revoke(OWNER, row.id)
+    assert not await _identity_works(gateway, old)
+    await gateway.clock.advance(31)
+    assert not await _identity_works(gateway, old)
+
+    await gateway.management.keys.delete(OWNER, row.id)
+    assert await _count(gateway, "former_credentials") == 0
+
+
+async def test_rotating_without_grace_ends_every_secret_of_before(gateway: Gateway) -> None:
+    await gateway.management.users.create(OWNER, UserSpec("u"))
+    row, first = await gateway.management.keys.create(OWNER, KeySpec("u"))
+    _, second = await gateway.management.keys.rotate(OWNER, row.id, grace_s=600)
+    _, third = await gateway.management.keys.rotate(OWNER, row.id, grace_s=0)
+
+    assert [await _identity_works(gateway, secret) for secret in (first, second, third)] == [False, False, True]
 
 
 async def test_a_revoked_key_stays_revoked_and_cannot_be_rotated_back(gateway: Gateway) -> None:

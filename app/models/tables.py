@@ -34,7 +34,7 @@ from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 from app.domain.latency import BUCKETS
 
-SCHEMA_REVISION = "0003"
+SCHEMA_REVISION = "0004"
 """The newest migration. A process whose database says otherwise migrates (or waits for the one that does)."""
 
 MAX_NAME_CHARS = 200
@@ -130,6 +130,17 @@ keys = Table(
     Index("ix_keys_user_oid", "user_oid"),
     Index("ix_keys_created_at_id", "created_at", "id"),
 )
+
+former_credentials = Table(
+    "former_credentials",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True),
+    Column("key_id", UUID(as_uuid=False), ForeignKey("keys.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("key_prefix", Text, nullable=False),
+    Column("last4", Text, nullable=False),
+    Column("expires_at", DateTime(timezone=True), nullable=False),
+)
+"""Secrets that a key had before it was rotated: each still resolves to that key, to its limits and to what it has spent."""
 
 apps = Table(
     "apps",

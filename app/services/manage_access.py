@@ -37,8 +37,6 @@ from app.storage.management_ports import (
 )
 from app.storage.ports import UsageSums
 
-RETIRED_SUFFIX = " (rotated out)"
-
 
 def _stored(made: NewKey) -> Credential:
     return Credential(made.digest, made.prefix, made.last4)
@@ -112,20 +110,16 @@ class KeyCommands:
     async def rotate(self, actor: Actor, key_id: str, *, grace_s: int) -> tuple[KeyRow, str]:
         """Give the key a new secret and return it, this once. The key stays the same: its id, limits and spend.
 
-        The old secret goes to a key of its own that expires after `grace_s` seconds; with 0 it ends now.
+        The old secret means this key for `grace_s` seconds more; with 0 it ends now. No secret of before outlives it.
         """
         made = new_key(self.pepper)
         async with self.commands.opened(actor) as command:
             row = await _existing_key(command.tx, key_id)
             if row.status_at(command.now) != "active":
                 raise Conflict("Only an active key can be rotated; make a new one instead.")
-            old = await command.tx.replace_credential(key_id, _stored(made), command.now)
-            if grace_s > 0:
-                ends_at = command.now + timedelta(seconds=grace_s)
-                retired = _retired(row.spec, min(row.spec.expires_at or ends_at, ends_at))
-                retired_id = new_id()
-                await command.tx.insert_key(retired_id, retired, old, command.now)
-                await command.announce("key", retired_id)
+            old = await command.tx.replace_credential(
+                key_id, _stored(made), command.now, old_ends_at=command.now + timedelta(seconds=grace_s)
+            )
             shown = {"key_prefix": made.prefix, "last4": made.last4, "grace_seconds": grace_s}
             await command.audit(
                 "key.rotate", key_id, before={"key_prefix": old.prefix, "last4": old.last4}, after=shown
@@ -140,11 +134,6 @@ class KeyCommands:
             await command.tx.delete_key(key_id)
             await command.audit("key.delete", key_id, before=row.spec)
             await command.announce("key", key_id)
-
-
-def _retired(spec: KeySpec, expires_at: datetime) -> KeySpec:
-    name = spec.name[: 200 - len(RETIRED_SUFFIX)] + RETIRED_SUFFIX
-    return replace(spec, name=name, expires_at=expires_at)
 
 
 async def _existing_key(reader: ManagementReader, key_id: str) -> KeyRow:

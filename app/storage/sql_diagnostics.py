@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, func, literal_column, select, table, text
+from sqlalchemy import ColumnElement, func, literal_column, or_, select, table, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database import transaction
 from app.domain.identity import Identity
-from app.models.tables import keys, metadata, models, users
+from app.models.tables import former_credentials, keys, metadata, models, users
 from app.storage.sql_identity import IDENTITIES, identity_of
 from app.storage.sql_rows import AnyRow, is_uuid
 
@@ -73,7 +73,10 @@ def missing_tables(sizes: list[TableSize]) -> list[str]:
 
 
 async def key_with_digest(engine: AsyncEngine, digest: bytes) -> KeyFound | None:
-    found = await _keys(engine, keys.c.digest == digest, limit=1)
+    """The key that this is the secret of, or was, while its grace lasts."""
+    former = former_credentials.c
+    in_grace = select(former.key_id).where(former.digest == digest, former.expires_at > func.now())
+    found = await _keys(engine, or_(keys.c.digest == digest, keys.c.id.in_(in_grace)), limit=1)
     return found[0] if found else None
 
 

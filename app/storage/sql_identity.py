@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, tzinfo
 
-from sqlalchemy import ARRAY, DateTime, Uuid, bindparam, func, select, text, update
+from sqlalchemy import ARRAY, DateTime, Uuid, bindparam, func, null, select, text, union_all, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.clock import Clock
 from app.database import QUICK_S, transaction
 from app.domain.identity import Identity, Key, KeyStatus, LogContent, PaymentStatus, User
-from app.models.tables import budgets, keys, limits, users
+from app.models.tables import budgets, former_credentials, keys, limits, users
 from app.storage.sql_rows import (
     AnyRow,
     budgets_from_json,
@@ -38,7 +39,14 @@ IDENTITIES = (
 )
 """All keys with their owners, as `identity_of` reads them."""
 
-_by_digest = IDENTITIES.where(keys.c.digest == bindparam("digest"))
+_credentials = union_all(
+    select(keys.c.id, null().cast(DateTime(True)).label("ends_at")).where(keys.c.digest == bindparam("digest")),
+    select(former_credentials.c.key_id, former_credentials.c.expires_at).where(
+        former_credentials.c.digest == bindparam("digest")
+    ),
+).subquery("credentials")
+
+_by_digest = IDENTITIES.add_columns(_credentials.c.ends_at).join(_credentials, _credentials.c.id == keys.c.id)
 
 _expire = (
     update(users)
@@ -69,10 +77,19 @@ class SqlKeyStore:
         self._zone = zone
 
     async def identity_of_key(self, digest: bytes) -> Identity | None:
-        """Whatever its status: whether it may call is the domain's to say."""
+        """Whatever its status: whether it may call is the domain's to say.
+
+        With a secret of before its rotation a key is the same key, and ends when that secret's grace does.
+        """
         async with transaction(self._engine, within_s=QUICK_S) as connection:
             row = (await connection.execute(_by_digest, {"digest": digest})).one_or_none()
-        return None if row is None else identity_of(row)
+        if row is None:
+            return None
+        identity = identity_of(row)
+        if row.ends_at is None or identity.key is None:
+            return identity
+        ends_at = min(row.ends_at, identity.key.expires_at or row.ends_at)
+        return replace(identity, key=replace(identity.key, expires_at=ends_at))
 
     async def mark_expired(self, user_oid: str) -> None:
         """Only while the row still says so: a renewal that came in between must not be undone."""

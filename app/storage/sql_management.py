@@ -19,7 +19,17 @@ from app.database import transaction
 from app.domain.access import Role
 from app.domain.identity import KeyStatus, LogContent, PaymentStatus
 from app.domain.limits import Scope
-from app.models.tables import admins, app_secrets, apps, config_changes, config_revision, keys, usage_rollups, users
+from app.models.tables import (
+    admins,
+    app_secrets,
+    apps,
+    config_changes,
+    config_revision,
+    former_credentials,
+    keys,
+    usage_rollups,
+    users,
+)
 from app.storage import sql_audit
 from app.storage.holders import found, held_columns, holds, put_limits
 from app.storage.keyset import after, page_of
@@ -189,12 +199,26 @@ class SqlKeys:
         values = {"status": "revoked", "revoked_at": at, "updated_at": at}
         await self.connection.execute(update(keys).where(keys.c.id == key_id).values(**values))
 
-    async def replace_credential(self, key_id: str, credential: Credential, at: datetime) -> Credential:
+    async def replace_credential(
+        self, key_id: str, credential: Credential, at: datetime, *, old_ends_at: datetime
+    ) -> Credential:
         stored = select(keys.c.digest, keys.c.key_prefix, keys.c.last4).where(keys.c.id == key_id)
         row = (await self.connection.execute(stored)).one()
         new = {**_credential_values(credential), "updated_at": at}
         await self.connection.execute(update(keys).where(keys.c.id == key_id).values(**new))
-        return Credential(digest=row.digest, prefix=row.key_prefix, last4=row.last4)
+        old = Credential(digest=row.digest, prefix=row.key_prefix, last4=row.last4)
+        await self._retire(key_id, old, at, old_ends_at)
+        return old
+
+    async def _retire(self, key_id: str, old: Credential, at: datetime, ends_at: datetime) -> None:
+        """Keep the old secret until then; those before it end at that time too, and what has ended is forgotten."""
+        of_key = former_credentials.c.key_id == key_id
+        outlives = former_credentials.c.expires_at > ends_at
+        await self.connection.execute(update(former_credentials).where(of_key, outlives).values(expires_at=ends_at))
+        if ends_at > at:
+            values = {**_credential_values(old), "key_id": key_id, "expires_at": ends_at}
+            await self.connection.execute(insert(former_credentials).values(**values))
+        await self.connection.execute(delete(former_credentials).where(of_key, former_credentials.c.expires_at <= at))
 
     async def delete_key(self, key_id: str) -> None:
         await self.connection.execute(delete(keys).where(keys.c.id == key_id))
