@@ -136,7 +136,7 @@ def test_a_secret_is_measured_in_bytes_and_never_shown(name: str, secret: str) -
     else:
         line = refusal(**{name: secret})
         assert line.startswith(f"{name} ")
-        assert len(secret) < 4 or secret not in line.removeprefix(name)
+        assert line == refusal(**{name: "x"})  # it says the same of every short secret, so it shows none
 
 
 @given(st.text(max_size=40))
