@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from app.clock import Clock
 from app.config import Settings
+from app.exposition import Siblings
 from app.services.admin_access import AdminAccess
 from app.services.admission import Admission
 from app.services.alerts import Alerts
@@ -41,3 +42,5 @@ class Container:
     alerts: Alerts
     standings: Standings
     endpoint_state: Callable[[str], str]
+    siblings: Siblings | None = None
+    """The other workers of this machine, where there are any: what they have counted."""

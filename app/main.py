@@ -25,6 +25,7 @@ from app.domain.egress import LAPTOP, EgressPolicy, checked_url
 from app.domain.identity import LogContent
 from app.domain.limits import Limit, LimitKind
 from app.exceptions import CallerError, DependencyUnavailable, SettingsError
+from app.exposition import siblings_of
 from app.middleware.gateway import GatewayMiddleware
 from app.providers.base import Provider
 from app.providers.demo import DemoProvider
@@ -35,7 +36,7 @@ from app.providers.tokenizer import BundledTokenizer
 from app.providers.transport import Transport
 from app.providers.webhook import Webhook
 from app.redis_client import RedisClient, open_redis
-from app.routers import admin, alerts, apps, health, management
+from app.routers import admin, alerts, apps, health, management, metrics
 from app.routers.chat import DataPlane
 from app.routers.docs import add_docs
 from app.routers.errors import install_error_handlers
@@ -73,9 +74,15 @@ from app.storage.sql_management import SqlManagement
 from app.storage.sql_reports import SqlReportStore
 from app.storage.sql_usage import SqlUsageStore
 from app.telemetry import configure_logging, logger
+from app.telemetry import metrics as registry
+from app.vitals import EVERY_S as VITALS_EVERY_S
+from app.vitals import follow_vitals, take_vitals
+from app.watchdog import Watchdog
 
 JOURNAL = "journal"
 """Folder under DATA_DIR where records wait while Redis is away. Replicas that share it adopt each other's when one is gone."""
+SHARED_METRICS = "metrics"
+"""Folder under DATA_DIR where the workers of one machine leave each other what they have counted."""
 START_WAIT_S = 3.0
 """How long a start waits for its stores before it goes on, alive and not ready, and heals by itself once they are there.
 
@@ -216,6 +223,7 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
             counters=counters, ledger=ledger, clock=clock, zone=zone, default_limits=default_limits(settings)
         ),
         endpoint_state=balancer.state_of,
+        siblings=siblings_of(registry, settings.data_dir / SHARED_METRICS),
     )
     election = RedisElection(redis, process_id=process_id)
     return Process(
@@ -256,7 +264,7 @@ def create_app(settings: Settings, clock: Clock | None = None) -> GatewayMiddlew
     )
     api.state.container = container
     install_error_handlers(api)
-    for router in (health.router, *admin.routers, *alerts.routers, *apps.routers, *management.routers):
+    for router in (health.router, metrics.router, *admin.routers, *alerts.routers, *apps.routers, *management.routers):
         api.include_router(router)
     if settings.docs_enabled:
         add_docs(api)
@@ -279,6 +287,7 @@ async def running(process: Process) -> AsyncIterator[None]:
         closing.push_async_callback(process.transport.close)
         closing.push_async_callback(process.tokenizer.close)
         await closing.enter_async_context(process.redis.pumping())
+        closing.enter_context(watched(process))
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(supervise(chore, process.election, container.clock), name=chore.name)
@@ -296,6 +305,15 @@ async def running(process: Process) -> AsyncIterator[None]:
                     await process.election.resign()
 
 
+def watched(process: Process) -> Watchdog:
+    """The thread that looks after this process's event loop, and what metrics say of it."""
+    container = process.container
+    follow_vitals(
+        container, redis_is_away=lambda: process.counters.is_away, journal_bytes=lambda: process.journal.size_bytes
+    )
+    return Watchdog(container.siblings)
+
+
 def chores(process: Process) -> list[Chore]:
     container, settings = process.container, process.container.settings
     usage_log, admission, expiry = container.usage_log, container.admission, process.user_expiry
@@ -308,6 +326,7 @@ def chores(process: Process) -> list[Chore]:
         Chore("counters", process.counters.watch),
         Chore("journals", lambda: process.counters.adopt(settings.data_dir / JOURNAL), every_s=ORPHANS_EVERY_S),
         Chore("settlements", admission.settle_again, every_s=0.5),
+        Chore("vitals", lambda: take_vitals(lambda: is_alive(process.engine), usage_log.depth), every_s=VITALS_EVERY_S),
         Chore("refusals", usage_log.send_unsent, every_s=0.5),
         # These write to tables, which exist once the configuration was loaded from them.
         Chore("drainer", usage_log.drain_once, is_elected=True, after=loaded),

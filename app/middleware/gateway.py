@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.domain.ids import RANDOM_BYTES, uuid7
 from app.exceptions import Draining, GatewayError, InternalError, MethodNotAllowed
 from app.middleware.exchange import Exchange
-from app.telemetry import logger
+from app.telemetry import error_answered, logger
 
 Handler = Callable[[Exchange], Awaitable[None]]
 ErrorBody = Callable[[GatewayError, str], bytes]
@@ -76,10 +76,13 @@ class GatewayMiddleware:
                 raise Draining
             await handler(exchange)
         except GatewayError as error:
+            error_answered(error)
             await exchange.send_error(error, route.error_body)
         except Exception:  # noqa: BLE001 - the error boundary
             logger.exception("unexpected_error", request_id=exchange.request_id, path=exchange.path)
-            await exchange.send_error(InternalError(), route.error_body)
+            internal = InternalError()
+            error_answered(internal)
+            await exchange.send_error(internal, route.error_body)
 
 
 def _with_request_id(send: Send, request_id: str) -> Send:

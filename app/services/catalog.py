@@ -13,7 +13,7 @@ from app.domain.catalog import EMPTY, Catalog
 from app.exceptions import DependencyUnavailable
 from app.services.identities import Identities
 from app.storage.ports import CatalogStore
-from app.telemetry import logger
+from app.telemetry import CONFIG_FAILING, CONFIG_LAG_SECONDS, CONFIG_REVISION, logger
 
 POLL_S = 1.0
 
@@ -47,6 +47,7 @@ class CatalogFollower:
         self._identities.forget_all()
         self._swap(catalog)
         self._seen = catalog.revision
+        CONFIG_REVISION.set(self._seen)
         self.loaded.set()
 
     async def catch_up(self, revision: int) -> None:
@@ -71,6 +72,9 @@ class CatalogFollower:
         if any(change.kind == "catalog" for change in changes):
             self._swap(await self._store.load())
         self._seen = max(change.revision for change in changes)
+        CONFIG_REVISION.set(self._seen)
+        for change in changes:
+            CONFIG_LAG_SECONDS.observe(change.age_s)
 
     async def follow(self) -> None:
         """Refresh on every message and at least every `POLL_S`, for ever."""
@@ -79,6 +83,7 @@ class CatalogFollower:
             try:
                 self._wakeup.clear()
                 await self.refresh()
+                CONFIG_FAILING.set(0)
                 if is_behind:
                     logger.info("configuration_followed_again", revision=self._seen)
                 is_behind = False
@@ -86,6 +91,7 @@ class CatalogFollower:
                 if not is_behind:
                     logger.warning("configuration_not_followed", revision=self._seen)
                 is_behind = True
+                CONFIG_FAILING.set(1)
             try:
                 async with asyncio.timeout(POLL_S):
                     await self._wakeup.wait()

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from app.clock import Clock
 from app.exceptions import DependencyUnavailable
-from app.telemetry import logger
+from app.telemetry import CHORE_FAILURES, logger
 
 BACKOFF_FIRST_S = 0.2
 BACKOFF_MAX_S = 5.0
@@ -60,5 +60,6 @@ async def supervise(chore: Chore, election: Election, clock: Clock) -> None:
         else:
             continue
         is_failing = True
+        CHORE_FAILURES.add(chore.name)
         await clock.sleep(backoff_s)
         backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)

@@ -33,7 +33,7 @@ from app.exceptions import (
 from app.services.recording import record_of
 from app.storage.ports import PendingRecord, UsageSink, UsageStore
 from app.storage.rejected import RecordsRejected
-from app.telemetry import log_call, logger
+from app.telemetry import DROPPED_CONTENTS, LOG_LAG_SECONDS, call_ended, logger
 
 BATCH = 500
 """Records per transaction: large enough that the transaction's own cost disappears, small enough to be over in ~100 ms."""
@@ -87,7 +87,7 @@ class UsageLog:
             if not meter.is_settled:
                 await self.append(record_of(meter))
             self._keep_content(meter)
-            log_call(meter)
+            call_ended(meter)
 
     def conclude(self, meter: Meter, error: BaseException | None) -> None:
         """Name how the call ended. The first conclusion stands: the innermost context knows best."""
@@ -133,10 +133,21 @@ class UsageLog:
                 await self._store.write(records)
             except RecordsRejected as error:
                 _park(batch, error)
+        if records:
+            oldest = records[0]
+            LOG_LAG_SECONDS.set(self._clock.now().timestamp() - (oldest.created_at_ms + oldest.duration_ms) / 1000)
         await self._on_written(records)
         if batch:
             await self._sink.confirm(batch)
         return len(batch)
+
+    async def depth(self) -> int:
+        """Records on their way to the ledger. Raises: DependencyUnavailable."""
+        return await self._sink.depth()
+
+    @property
+    def waiting_content_bytes(self) -> int:
+        return self._contents_bytes
 
     @property
     def has_contents(self) -> bool:
@@ -190,6 +201,7 @@ class UsageLog:
         size = min(len(request), cap) + min(len(response), cap)
         if self._contents_bytes + size > CONTENT_QUEUE_BYTES:
             self.dropped_contents += 1
+            DROPPED_CONTENTS.add()
             return
         self._contents.append(
             CallContent(

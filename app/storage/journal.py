@@ -62,6 +62,10 @@ class Journal:
         return self._has_failed or self._size + RESERVE_BYTES > self._max_bytes
 
     @property
+    def size_bytes(self) -> int:
+        return self._size
+
+    @property
     def is_empty(self) -> bool:
         return self._size == 0 and not self._gathered
 

@@ -233,6 +233,8 @@ class ConfigChange:
     kind: str
     """user, key, app, admin or catalog"""
     ref: str
+    age_s: float = field(default=0.0, compare=False)
+    """How long ago it was committed, by the database's clock."""
 
 
 class KeyStore(Protocol):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Select, select
+from sqlalchemy import ColumnElement, Float, Select, func, select
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -101,7 +101,12 @@ class SqlCatalogStore:
 
     async def changes_since(self, revision: int) -> list[ConfigChange]:
         newer = (
-            select(config_changes.c.revision, config_changes.c.kind, config_changes.c.ref)
+            select(
+                config_changes.c.revision,
+                config_changes.c.kind,
+                config_changes.c.ref,
+                func.extract("epoch", func.clock_timestamp() - config_changes.c.changed_at).cast(Float),
+            )
             .where(config_changes.c.revision > revision)
             .order_by(config_changes.c.revision)
         )

@@ -1,0 +1,194 @@
+"""The page that Prometheus reads: what this process counted, and what its siblings on this machine did.
+
+1. A process that is a worker of several (uvicorn starts them as children of one supervisor) writes what it has counted into a file of
+   its own, once a second, in a folder named after that supervisor. Whichever worker is asked has the others write theirs at once, and
+   reads them; of one that does not answer in time it takes what lies there.
+2. A worker that is gone leaves its file. The next one that starts takes it over and goes on counting from there, so that nothing that
+   only grows ever shrinks because of it.
+3. A process that works alone writes nothing.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from app.instruments import Family, Number, Registry, merged
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+ANSWER_WAIT_S = 0.25
+"""How long others may take to write down what they have counted: a thread does it, also while their event loop is busy."""
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list[Family]).decode
+
+
+class Siblings:
+    """The workers that share this one's supervisor, and what they have counted."""
+
+    def __init__(self, folder: Path, registry: Registry, *, supervisor: str, pid: int) -> None:
+        self._registry = registry
+        self._folder = folder / supervisor
+        self._own = self._folder / f"{pid}.metrics"
+        self._socket: socket.socket | None = None
+
+    def join(self) -> None:
+        """Take over what is left of workers and supervisors that are gone."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in self._folder.parent.iterdir():
+            if folder != self._folder and not _lives(folder.name):
+                shutil.rmtree(folder, ignore_errors=True)
+        for path in self._others():
+            if not Path(f"/proc/{path.stem}").exists():
+                claimed = path.with_suffix(f".{self._own.stem}")
+                with suppress(OSError):  # another worker that starts at the same moment was first
+                    path.rename(claimed)
+                    self._registry.adopt(_read(claimed))
+                    claimed.unlink()
+
+    def listen(self) -> None:
+        """Be reachable for the others, where the system has names for sockets that lie in no folder (Linux)."""
+        own = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            own.bind(self._address(self._own.stem))
+        except OSError:
+            own.close()  # they take what this process wrote last
+        else:
+            self._socket = own
+
+    def close(self) -> None:
+        """Leave what was counted to the others."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        self.publish()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for that long, or until another worker asks. Returns whether one did."""
+        if self._socket is None:
+            time.sleep(seconds)
+            return False
+        self._socket.settimeout(seconds)
+        try:
+            return bool(self._socket.recv(16))
+        except TimeoutError:
+            return False
+        except OSError:
+            time.sleep(seconds)
+            return False
+
+    def publish(self) -> None:
+        draft = self._own.with_suffix(".new")
+        draft.write_bytes(_encode(self._registry.snapshot()))
+        draft.rename(self._own)
+
+    def snapshots(self) -> Iterator[list[Family]]:
+        self._ask()
+        for path in self._others():
+            yield _read(path, is_gone=not Path(f"/proc/{path.stem}").exists())
+
+    def _ask(self) -> None:
+        """Have the others write down what they have counted, and wait until they have."""
+        awaited = {}
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asking:
+            asking.setblocking(False)
+            for path in self._others():
+                with suppress(OSError):  # it is gone, or was asked a moment ago and has not come to it
+                    before = path.stat().st_mtime_ns
+                    asking.sendto(b"now", self._address(path.stem))
+                    awaited[path] = before
+        deadline_s = time.monotonic() + ANSWER_WAIT_S
+        while awaited and time.monotonic() < deadline_s:
+            time.sleep(0.002)
+            for path, before in list(awaited.items()):
+                with suppress(OSError):
+                    if path.stat().st_mtime_ns == before:
+                        continue
+                del awaited[path]
+
+    def _address(self, pid: str) -> str:
+        return f"\0antigravity-metrics-{self._folder.name}-{pid}"
+
+    def _others(self) -> list[Path]:
+        return [path for path in sorted(self._folder.glob("*.metrics")) if path != self._own]
+
+
+def siblings_of(registry: Registry, folder: Path) -> Siblings | None:
+    """None for a process that works alone."""
+    supervisor = multiprocessing.parent_process()
+    if supervisor is None or supervisor.pid is None:
+        return None
+    return Siblings(folder, registry, supervisor=_named(supervisor.pid), pid=os.getpid())
+
+
+def page(registry: Registry, siblings: Siblings | None) -> bytes:
+    """The text format of Prometheus."""
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    snapshots = [registry.snapshot(), *(siblings.snapshots() if siblings else ())]
+    shown = CollectorRegistry(auto_describe=False)
+    shown.register(_Shown(merged(snapshots)))
+    return generate_latest(shown)
+
+
+class _Shown:
+    """Our figures in the words of the library that knows the format."""
+
+    def __init__(self, families: Iterable[Family]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+        for family in self._families:
+            kinds = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily, "histogram": HistogramMetricFamily}
+            metric = kinds[family.kind](family.name, family.help, labels=family.labels)
+            for labels, value in family.series:
+                texts = [str(label) for label in labels]
+                if isinstance(metric, HistogramMetricFamily) and isinstance(value, tuple):
+                    metric.add_metric(texts, _buckets(family, value), value[-1])
+                elif isinstance(metric, CounterMetricFamily | GaugeMetricFamily) and not isinstance(value, tuple):
+                    metric.add_metric(texts, value / family.per if family.per != 1 else value)
+            yield metric
+
+
+def _buckets(family: Family, row: tuple[Number, ...]) -> list[tuple[str, float]]:
+    """Cumulated, as the format wants them."""
+    bounds = [*(f"{bound:g}" for bound in family.bounds), "+Inf"]
+    found, total = [], 0.0
+    for bound, count in zip(bounds, row[:-1], strict=True):
+        total += count
+        found.append((bound, total))
+    return found
+
+
+def _read(path: Path, *, is_gone: bool = False) -> list[Family]:
+    try:
+        families = _decode(path.read_bytes())
+    except (OSError, msgspec.MsgspecError):
+        return []  # taken over at this moment, or damaged: there is nothing to add
+    return [family for family in families if family.kind != "gauge"] if is_gone else families
+
+
+def _named(pid: int) -> str:
+    """A process by its number and its start, which together are never given twice."""
+    with suppress(OSError, IndexError):
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        return f"{pid}-{stat[stat.rindex(')') + 2 :].split()[19]}"
+    return f"{pid}-0"
+
+
+def _lives(name: str) -> bool:
+    pid, _, _ = name.partition("-")
+    return not pid.isdigit() or _named(int(pid)) == name
