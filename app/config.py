@@ -63,6 +63,12 @@ class Settings(BaseSettings):
     gateway_shared_secret: SecretStr = Field(SecretStr(""), examples=["the output of: openssl rand -base64 48"])
     metrics_token: SecretStr = Field(SecretStr(""), examples=["the output of: openssl rand -base64 48"])
 
+    # The dashboard
+    public_url: str = Field("", max_length=300, examples=["https://gateway.example.com"])
+    dashboard_session_idle_minutes: int = Field(60, ge=1, le=1440, examples=["30"])
+    dashboard_session_hours: int = Field(12, ge=1, le=720, examples=["8"])
+    dashboard_insecure_cookie: bool = Field(False, examples=["true"])
+
     # The first model
     default_model: str = Field("gpt-4o-mini", max_length=200, examples=["gpt-4o-mini"])
     llm_api_key: SecretStr = Field(SecretStr(""), examples=["sk-…"])
@@ -129,6 +135,16 @@ class Settings(BaseSettings):
         if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
             raise ValueError("is not an http(s) URL without user and password")
         return value
+
+    @field_validator("public_url")
+    @classmethod
+    def _public_url(cls, value: str) -> str:
+        if not value:
+            return ""
+        parts = urlsplit(cls._api_base(value))
+        if parts.path not in ("", "/") or parts.query or parts.fragment:
+            raise ValueError("is not an http(s) URL without path, user and password")
+        return f"{parts.scheme}://{parts.netloc}"
 
     @field_validator("alert_webhook_url")
     @classmethod

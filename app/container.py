@@ -9,6 +9,7 @@ from app.clock import Clock
 from app.config import Settings
 from app.exposition import Siblings
 from app.services.admin_access import AdminAccess
+from app.services.admin_sessions import AdminSessions, SessionCookie
 from app.services.admission import Admission
 from app.services.alerts import Alerts
 from app.services.catalog import CatalogFollower
@@ -36,11 +37,14 @@ class Container:
     health: HealthCheck
     management: Management
     admin_access: AdminAccess
+    admin_sessions: AdminSessions
+    session_cookie: SessionCookie
     audit: AuditStore
     reports: ReportStore
     usage: UsageStore
     alerts: Alerts
     standings: Standings
     endpoint_state: Callable[[str], str]
+    has_sso: bool
     siblings: Siblings | None = None
     """The other workers of this machine, where there are any: what they have counted."""

@@ -16,6 +16,7 @@ from datetime import timedelta
 from fastapi import FastAPI
 
 from app import __version__
+from app.admin.sign_in_page import refused_page
 from app.clock import Clock, SystemClock
 from app.config import OnRedisDown, Settings, load_settings, require_cluster_settings
 from app.container import Container
@@ -26,6 +27,7 @@ from app.domain.identity import LogContent
 from app.domain.limits import Limit, LimitKind
 from app.exceptions import CallerError, DependencyUnavailable, SettingsError
 from app.exposition import siblings_of
+from app.middleware.admin_session import AdminSessionMiddleware
 from app.middleware.gateway import GatewayMiddleware
 from app.providers.base import Provider
 from app.providers.demo import DemoProvider
@@ -36,11 +38,12 @@ from app.providers.tokenizer import BundledTokenizer
 from app.providers.transport import Transport
 from app.providers.webhook import Webhook
 from app.redis_client import RedisClient, open_redis
-from app.routers import admin, alerts, apps, health, management, metrics
+from app.routers import admin, alerts, apps, health, management, metrics, sign_in
 from app.routers.chat import DataPlane
 from app.routers.docs import add_docs
 from app.routers.errors import install_error_handlers
 from app.services.admin_access import AdminAccess
+from app.services.admin_sessions import AdminSessions, SessionCookie
 from app.services.admission import Admission
 from app.services.alerts import Alerts
 from app.services.api_key import pepper_of
@@ -72,6 +75,7 @@ from app.storage.sql_catalog import SqlCatalogStore
 from app.storage.sql_identity import SqlKeyStore
 from app.storage.sql_management import SqlManagement
 from app.storage.sql_reports import SqlReportStore
+from app.storage.sql_sessions import SqlSessions
 from app.storage.sql_usage import SqlUsageStore
 from app.telemetry import configure_logging, logger
 from app.telemetry import metrics as registry
@@ -132,6 +136,8 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
     pepper, sealer, egress = pepper_of(secret_key), Sealer(secret_key), egress_policy(settings)
     admin_token = settings.admin_token.get_secret_value() or None
     management_store = SqlManagement(engine)
+    admin_access = AdminAccess(management_store, clock, pepper, admin_token)
+    sessions_store = SqlSessions(engine)
 
     async def announce(revision: int, kind: str, ref: str) -> None:
         """Tell the other processes of a change, and know it here before whoever made it has his answer."""
@@ -214,7 +220,17 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
             needs_redis=settings.on_redis_down is OnRedisDown.REFUSE,
         ),
         management=commands,
-        admin_access=AdminAccess(management_store, clock, pepper, admin_token),
+        admin_access=admin_access,
+        admin_sessions=AdminSessions(
+            access=admin_access,
+            store=sessions_store,
+            failures=sessions_store,
+            clock=clock,
+            peppers=[pepper],
+            idle=timedelta(minutes=settings.dashboard_session_idle_minutes),
+            lifetime=timedelta(hours=settings.dashboard_session_hours),
+        ),
+        session_cookie=SessionCookie(is_insecure=settings.dashboard_insecure_cookie),
         audit=SqlAudit(engine),
         reports=SqlReportStore(engine),
         usage=ledger,
@@ -223,6 +239,7 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
             counters=counters, ledger=ledger, clock=clock, zone=zone, default_limits=default_limits(settings)
         ),
         endpoint_state=balancer.state_of,
+        has_sso=False,
         siblings=siblings_of(registry, settings.data_dir / SHARED_METRICS),
     )
     election = RedisElection(redis, process_id=process_id)
@@ -264,8 +281,18 @@ def create_app(settings: Settings, clock: Clock | None = None) -> GatewayMiddlew
     )
     api.state.container = container
     install_error_handlers(api)
-    for router in (health.router, metrics.router, *admin.routers, *alerts.routers, *apps.routers, *management.routers):
+    for router in (
+        *(health.router, metrics.router, sign_in.router),
+        *(*admin.routers, *alerts.routers, *apps.routers, *management.routers),
+    ):
         api.include_router(router)
+    api.add_middleware(
+        AdminSessionMiddleware,
+        sessions=container.admin_sessions,
+        cookie=container.session_cookie,
+        error_page=refused_page,
+        public_url=settings.public_url,
+    )
     if settings.docs_enabled:
         add_docs(api)
     data_plane = DataPlane(container)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from datetime import UTC
+from datetime import UTC, timedelta
 from typing import Any
 
 import httpx2
@@ -13,11 +13,14 @@ from fastapi import FastAPI
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.admin.sign_in_page import refused_page
 from app.config import Settings, load_settings
 from app.domain.egress import EgressPolicy
-from app.routers import admin, alerts, apps, management
+from app.middleware.admin_session import AdminSessionMiddleware
+from app.routers import admin, alerts, apps, management, sign_in
 from app.routers.errors import install_error_handlers
 from app.services.admin_access import AdminAccess
+from app.services.admin_sessions import AdminSessions, SessionCookie
 from app.services.alerts import Alerts
 from app.services.api_key import pepper_of
 from app.services.management import Management, open_management
@@ -28,6 +31,7 @@ from app.storage.sql_alerts import SqlAlertStore
 from app.storage.sql_audit import SqlAudit
 from app.storage.sql_management import SqlManagement
 from app.storage.sql_reports import SqlReportStore
+from app.storage.sql_sessions import SqlSessions
 from app.storage.sql_usage import SqlUsageStore
 from tests.kit.clock import ManualClock
 from tests.storage.conftest import database, engine, postgres_url, template
@@ -60,6 +64,7 @@ class Gateway:
     clock: ManualClock
     management: Management
     admin_access: AdminAccess
+    admin_sessions: AdminSessions
     audit: SqlAudit
     reports: ReportStore
     usage: UsageStore
@@ -68,6 +73,8 @@ class Gateway:
     pepper: bytes
     sealer: Sealer
     states: dict[str, str] = field(default_factory=dict)
+    session_cookie: SessionCookie = SessionCookie()
+    has_sso: bool = False
 
     def endpoint_state(self, endpoint_id: str) -> str:
         return self.states.get(endpoint_id, "closed")
@@ -99,12 +106,14 @@ def open_gateway(
         egress=EgressPolicy.parse(private_hosts),
         has_bootstrap_token=admin_token is not None,
     )
+    admin_access, sessions = AdminAccess(store, clock, pepper, admin_token), SqlSessions(engine)
     return Gateway(
         engine=engine,
         settings=load_settings({"SECRET_KEY": SECRET_KEY, "DATABASE_URL": "postgresql://u:hidden-password@h/d"}),
         clock=clock,
         management=commands,
-        admin_access=AdminAccess(store, clock, pepper, admin_token),
+        admin_access=admin_access,
+        admin_sessions=open_sessions(admin_access, sessions, clock, pepper),
         audit=SqlAudit(engine),
         reports=SqlReportStore(engine),
         usage=SqlUsageStore(engine),
@@ -115,12 +124,30 @@ def open_gateway(
     )
 
 
+def open_sessions(access: AdminAccess, store: SqlSessions, clock: ManualClock, pepper: bytes) -> AdminSessions:
+    return AdminSessions(
+        access=access,
+        store=store,
+        failures=store,
+        clock=clock,
+        peppers=[pepper],
+        idle=timedelta(hours=1),
+        lifetime=timedelta(hours=12),
+    )
+
+
 def open_app(gateway: Gateway) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.container = gateway
     install_error_handlers(app)
-    for router in (*admin.routers, *alerts.routers, *apps.routers, *management.routers):
+    for router in (sign_in.router, *admin.routers, *alerts.routers, *apps.routers, *management.routers):
         app.include_router(router)
+    app.add_middleware(
+        AdminSessionMiddleware,
+        sessions=gateway.admin_sessions,
+        cookie=gateway.session_cookie,
+        error_page=refused_page,
+    )
     return app
 
 

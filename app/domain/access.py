@@ -48,3 +48,17 @@ class Actor:
 
 BOOTSTRAP = "ADMIN_TOKEN"
 """The name of the owner whose token is a setting, not a row."""
+NOBODY = "nobody"
+"""The name in the trail of whoever could not say who he is."""
+SSO_PREFIX = "sso:"
+"""What the names of people from single sign-on begin with in the trail, so that no row of ours can pass for one of them."""
+COMMAND_LINE = "command line"
+FIRST_START = "first start"
+
+RESERVED_NAMES = frozenset({BOOTSTRAP.lower(), NOBODY, COMMAND_LINE, FIRST_START})
+
+
+def is_reserved_name(name: str) -> bool:
+    """Whether an administrator of this name would pass for somebody else in the audit trail."""
+    plain = " ".join(name.lower().split())
+    return plain in RESERVED_NAMES or plain.startswith(SSO_PREFIX)

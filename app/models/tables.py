@@ -34,7 +34,7 @@ from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 from app.domain.latency import BUCKETS
 
-SCHEMA_REVISION = "0004"
+SCHEMA_REVISION = "0005"
 """The newest migration. A process whose database says otherwise migrates (or waits for the one that does)."""
 
 MAX_NAME_CHARS = 200
@@ -185,6 +185,40 @@ admins = Table(
     UniqueConstraint("token_digest"),
     CheckConstraint("role IN ('owner', 'admin', 'billing', 'viewer')", name="role"),
 )
+
+admin_sessions = Table(
+    "admin_sessions",
+    metadata,
+    Column(
+        "id", UUID(as_uuid=False), primary_key=True
+    ),  # what lists and the trail name it by; the cookie is another secret
+    Column("digest", LargeBinary, nullable=False),  # HMAC-SHA-256 of the cookie, under the pepper
+    Column("kind", Text, nullable=False),
+    Column("admin_id", UUID(as_uuid=False), ForeignKey("admins.id", ondelete="CASCADE"), index=True),
+    Column("name", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("origin", LargeBinary),  # digest of the setting it hangs on, for sessions without a row in admins
+    Column("address", Text),
+    Column("user_agent", Text, nullable=False, server_default=""),
+    Column("opened_at", DateTime(timezone=True), nullable=False),
+    Column("last_seen_at", DateTime(timezone=True), nullable=False),
+    Column("expires_at", DateTime(timezone=True), nullable=False, index=True),
+    UniqueConstraint("digest"),
+    CheckConstraint("kind IN ('token', 'setting', 'sso')", name="kind"),
+    CheckConstraint("role IN ('owner', 'admin', 'billing', 'viewer')", name="role"),
+)
+"""The dashboard's sessions. What a row says is checked again at each use: whoever lost his right loses it at once."""
+
+sign_in_failures = Table(
+    "sign_in_failures",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=True),
+    Column("network", Text, nullable=False),  # an IPv4 address or an IPv6 /64
+    Column("account", Text, nullable=False),  # what was signed in to: "token" or "sso"
+    Column("at", DateTime(timezone=True), nullable=False, index=True),
+    Index("ix_sign_in_failures_bucket", "network", "account", "at"),
+)
+"""Failed sign-ins of the last minute, at most ten for each network and account; in SQL, so that a restart forgives nothing."""
 
 models = Table(
     "models",

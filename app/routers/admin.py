@@ -204,6 +204,13 @@ async def revoke_admin(services: Services, actor: Caller, admin_id: str) -> Admi
     return AdminView.of(await services.management.admins.revoke(actor, admin_id), services.clock.now())
 
 
+@admins.post("/{admin_id}/rotate")
+async def rotate_admin_token(services: Services, actor: Caller, admin_id: str) -> AdminCreated:
+    """Give the administrator a new token, shown once. The old one ends now, and so do its sessions in the dashboard."""
+    row, secret = await services.management.admins.rotate(actor, admin_id)
+    return AdminCreated.with_secret(row, secret, services.clock.now())
+
+
 @admins.delete("/{admin_id}", status_code=204)
 async def delete_admin(services: Services, actor: Caller, admin_id: str) -> None:
     await services.management.admins.delete(actor, admin_id)

@@ -31,6 +31,7 @@ from app.exceptions import (
 )
 from app.routers.rights import PREFIX, RIGHTS
 from app.services.admin_access import AdminAccess
+from app.services.admin_sessions import Session
 from app.services.alerts import Alerts
 from app.services.management import Management
 from app.storage.management_ports import AuditEntry, AuditStore, ListQuery
@@ -134,6 +135,10 @@ def require_budgets_only(actor: Actor, named: set[str]) -> None:
 
 
 async def _identified(request: Request, services: AdminServices) -> Actor:
+    """By the session that `AdminSessionMiddleware` has found (and only looks for without this header), or by a token."""
+    session = request.scope.get("state", {}).get("session")
+    if session is not None:
+        return cast(Session, session).actor
     given = request.headers.getlist("authorization")
     if len(given) > 1:
         raise AmbiguousCredentials

@@ -49,6 +49,7 @@ RIGHTS: Final[dict[str, Right]] = {
     "PATCH /admins/{admin_id}": Right.CONFIGURE,
     "DELETE /admins/{admin_id}": Right.CONFIGURE,
     "POST /admins/{admin_id}/revoke": Right.CONFIGURE,
+    "POST /admins/{admin_id}/rotate": Right.CONFIGURE,
     "GET /usage/summary": Right.READ,
     "GET /usage/logs": Right.READ,
     "GET /usage/logs/{request_id}": Right.READ,

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from app.clock import Clock
 from app.domain.access import BOOTSTRAP, Actor, Role
 from app.exceptions import InvalidApiKey
 from app.services.api_key import ADMIN_TOKEN_PREFIX, digest_of, is_same_secret
 from app.storage.management_ports import ManagementStore
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Whose token it is. `admin_id` is None for the owner by `ADMIN_TOKEN`, who has no row."""
+
+    actor: Actor
+    admin_id: str | None = None
+    expires_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +37,28 @@ class AdminAccess:
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise InvalidApiKey
-        if self.bootstrap_token and is_same_secret(token, self.bootstrap_token):
-            return Actor(BOOTSTRAP, Role.OWNER, address)
-        digest = digest_of(token, self.pepper, ADMIN_TOKEN_PREFIX)
+        return (await self.holder_of(token, address=address)).actor
+
+    async def holder_of(self, token: str, *, address: str | None) -> Holder:
+        """Whose token it is. Raises: InvalidApiKey, as `identify`."""
+        if self.is_bootstrap(token):
+            return Holder(Actor(BOOTSTRAP, Role.OWNER, address))
+        digest = self.digest_of(token)
         if digest is None:
             raise InvalidApiKey
         async with self.store.reading() as reader:
             row = await reader.admin_by_digest(digest)
         if row is None or not row.is_active_at(self.clock.now()):
             raise InvalidApiKey
-        return Actor(row.spec.name, row.spec.role, address)
+        return Holder(Actor(row.spec.name, row.spec.role, address), row.id, row.spec.expires_at)
+
+    def is_bootstrap(self, token: str) -> bool:
+        return bool(self.bootstrap_token) and is_same_secret(token, self.bootstrap_token or "")
+
+    def digest_of(self, token: str) -> bytes | None:
+        """None when it cannot be a token of ours."""
+        return digest_of(token, self.pepper, ADMIN_TOKEN_PREFIX)
+
+    async def token_digests(self) -> frozenset[bytes]:
+        async with self.store.reading() as reader:
+            return await reader.token_digests()

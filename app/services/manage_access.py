@@ -297,6 +297,8 @@ class AdminCommands:
             if spec.role is not Role.OWNER or spec.expires_at is not None:
                 await self._require_not_last_owner(command.tx, row, command.now)
             await command.tx.update_admin(admin_id, spec, command.now)
+            if spec.role is not row.spec.role:
+                await command.tx.end_sessions(admin_id)
             await command.audit("admin.update", admin_id, before=row.spec, after=spec)
             await command.announce("admin", admin_id)
             return replace(row, spec=spec)
@@ -309,9 +311,24 @@ class AdminCommands:
                 return row
             await self._require_not_last_owner(command.tx, row, command.now)
             await command.tx.revoke_admin(admin_id, command.now)
+            await command.tx.end_sessions(admin_id)
             await command.audit("admin.revoke", admin_id, before=row.spec)
             await command.announce("admin", admin_id)
             return replace(row, revoked_at=command.now)
+
+    async def rotate(self, actor: Actor, admin_id: str) -> tuple[AdminRow, str]:
+        """Give the administrator a new token and return it, this once. The old one and its sessions end now."""
+        made = new_key(self.pepper, ADMIN_TOKEN_PREFIX)
+        async with self.commands.opened(actor) as command:
+            row = await _existing_admin(command.tx, admin_id)
+            _require_rank(actor, row.spec.role)
+            if not row.is_active_at(command.now):
+                raise Conflict("Only an active administrator's token can be rotated; make a new one instead.")
+            await command.tx.replace_token(admin_id, _stored(made), command.now)
+            await command.tx.end_sessions(admin_id)
+            await command.audit("admin.rotate", admin_id, before={"last4": row.last4}, after={"last4": made.last4})
+            await command.announce("admin", admin_id)
+            return replace(row, last4=made.last4), made.secret
 
     async def delete(self, actor: Actor, admin_id: str) -> None:
         async with self.commands.opened(actor) as command:

@@ -20,6 +20,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.database import transaction
+from app.domain.access import NOBODY
 from app.exceptions import InvalidRequest
 from app.models.tables import audit_log, config_revision
 from app.storage.management_ports import AuditEntry, AuditQuery, AuditRow, AuditVerdict, Page
@@ -32,6 +33,15 @@ BATCH_ROWS = 1000
 _HASHED = ("id", "at", "actor", "role", "address", "action", "object_kind", "object_id", "before", "after")
 
 
+async def lock(connection: AsyncConnection) -> None:
+    """Take the lock that puts the trail's rows in order, for a transaction that is no admin command and so has not got it."""
+    await connection.execute(
+        upsert(config_revision)
+        .values(id=1, revision=0)
+        .on_conflict_do_update(index_elements=["id"], set_={"revision": config_revision.c.revision})
+    )
+
+
 async def append(connection: AsyncConnection, entry: AuditEntry) -> None:
     """Write the next row of the chain, in the caller's transaction, which must hold the lock of the revision's row."""
     newest = select(audit_log.c.id, audit_log.c.hash).order_by(audit_log.c.id.desc()).limit(1)
@@ -41,7 +51,7 @@ async def append(connection: AsyncConnection, entry: AuditEntry) -> None:
         "id": 1 if last is None else last.id + 1,
         "at": entry.at,
         "actor": entry.actor.name,
-        "role": entry.actor.role.value,
+        "role": "none" if entry.actor.name == NOBODY else entry.actor.role.value,
         "address": entry.actor.address,
         "action": entry.action,
         "object_kind": entry.object_kind,
@@ -74,11 +84,7 @@ class SqlAudit:
 
     async def append(self, entry: AuditEntry) -> None:
         async with transaction(self.engine) as connection:
-            await connection.execute(
-                upsert(config_revision)
-                .values(id=1, revision=0)
-                .on_conflict_do_update(index_elements=["id"], set_={"revision": config_revision.c.revision})
-            )
+            await lock(connection)
             await append(connection, entry)
 
     async def page(self, query: AuditQuery) -> Page[AuditRow]:

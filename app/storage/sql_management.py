@@ -53,6 +53,7 @@ from app.storage.management_ports import (
 from app.storage.ports import UsageSums
 from app.storage.sql_management_catalog import SqlEndpoints, SqlModels
 from app.storage.sql_rows import budgets_from_json, is_uuid, limits_from_json, overflow_of, overflow_value
+from app.storage.sql_sessions import end_sessions_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,6 +383,11 @@ class SqlAdmins:
     async def admin_by_digest(self, digest: bytes) -> AdminRow | None:
         return await self._one(admins.c.token_digest == digest)
 
+    async def token_digests(self) -> frozenset[bytes]:
+        return frozenset(
+            bytes(each) for each in (await self.connection.execute(select(admins.c.token_digest))).scalars()
+        )
+
     async def _one(self, condition: ColumnElement[bool]) -> AdminRow | None:
         row = (await self.connection.execute(_admins().where(condition))).one_or_none()
         return None if row is None else _admin_row(row)
@@ -408,6 +414,13 @@ class SqlAdmins:
     async def revoke_admin(self, admin_id: str, at: datetime) -> None:
         statement = update(admins).where(admins.c.id == admin_id).values(revoked_at=at, updated_at=at)
         await self.connection.execute(statement)
+
+    async def replace_token(self, admin_id: str, credential: Credential, at: datetime) -> None:
+        new = {"token_digest": credential.digest, "last4": credential.last4, "updated_at": at}
+        await self.connection.execute(update(admins).where(admins.c.id == admin_id).values(**new))
+
+    async def end_sessions(self, admin_id: str) -> None:
+        await end_sessions_of(self.connection, admin_id)
 
     async def delete_admin(self, admin_id: str) -> None:
         await self.connection.execute(delete(admins).where(admins.c.id == admin_id))

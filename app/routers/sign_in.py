@@ -1,0 +1,119 @@
+"""Signing in to the dashboard, and out. `AdminSessionMiddleware` has seen to forged requests before anything here runs."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import Final, Protocol, cast
+
+from fastapi import APIRouter, Request
+from starlette.responses import RedirectResponse, Response
+
+from app.admin.sign_in_page import sign_in_page
+from app.exceptions import GatewayError, UnsupportedMediaType
+from app.middleware.admin_session import (
+    SIGN_IN,
+    SIGN_OUT,
+    form_fields,
+    is_urlencoded,
+    read_form_body,
+    safe_next,
+    session_cookie_in,
+)
+from app.middleware.exchange import error_headers
+from app.services.admin_sessions import AdminSessions, OpenedSession, SessionCookie
+
+SIGN_IN_BYTES: Final = 16 * 1024
+"""A token, and the address of the page to go on to."""
+
+router = APIRouter(include_in_schema=False)
+
+
+class SignInServices(Protocol):
+    """What these routes use of the container."""
+
+    @property
+    def admin_sessions(self) -> AdminSessions: ...
+    @property
+    def session_cookie(self) -> SessionCookie: ...
+    @property
+    def has_sso(self) -> bool: ...
+
+
+@router.get(SIGN_IN)
+async def show_sign_in(request: Request) -> Response:
+    """The form; who is signed in already goes straight on."""
+    services = _services(request)
+    next_path = safe_next(request.query_params.get("next"))
+    cookie = session_cookie_in(request.scope, services.session_cookie)
+    if cookie is not None and await services.admin_sessions.identify(cookie) is not None:
+        return RedirectResponse(next_path, status_code=303)
+    return _page(request, next_path=next_path)
+
+
+@router.post(SIGN_IN)
+async def sign_in(request: Request) -> Response:
+    services = _services(request)
+    if not is_urlencoded(request.scope):
+        raise UnsupportedMediaType("Send the form as application/x-www-form-urlencoded.")
+    fields = dict(form_fields(await read_form_body(request.receive, max_bytes=SIGN_IN_BYTES)))
+    next_path = safe_next(fields.get("next"))
+    try:
+        opened = await services.admin_sessions.open(
+            fields.get("token", "").strip(),
+            address=address_of(request),
+            user_agent=request.headers.get("user-agent", ""),
+            presented_cookie=session_cookie_in(request.scope, services.session_cookie),
+        )
+    except GatewayError as error:
+        return _page(request, next_path=next_path, error=error)
+    return signed_in(services, opened, next_path)
+
+
+@router.post(SIGN_OUT)
+async def sign_out(request: Request) -> Response:
+    services = _services(request)
+    await services.admin_sessions.close(session_cookie_in(request.scope, services.session_cookie))
+    response = RedirectResponse(SIGN_IN, status_code=303)
+    response.headers["set-cookie"] = services.session_cookie.clear_header()
+    return response
+
+
+def signed_in(services: SignInServices, opened: OpenedSession, next_path: str) -> Response:
+    """Hand the session over and go on."""
+    response = RedirectResponse(next_path, status_code=303)
+    lasts_s = services.admin_sessions.seconds_left(opened.expires_at)
+    response.headers.append("set-cookie", services.session_cookie.set_header(opened.cookie_value, max_age_s=lasts_s))
+    return response
+
+
+def address_of(request: Request) -> str | None:
+    return request.client.host if request.client else None
+
+
+def _page(request: Request, *, next_path: str, error: GatewayError | None = None) -> Response:
+    services = _services(request)
+    body = sign_in_page(
+        next_path=next_path,
+        fault=None if error is None else error.message,
+        has_sso=services.has_sso,
+        is_unencrypted=not services.session_cookie.is_insecure and not _keeps_secure_cookies(request),
+    )
+    response = Response(body, status_code=200 if error is None else error.status, media_type="text/html; charset=utf-8")
+    for name, value in error_headers(error) if error is not None else ():
+        response.headers[name.decode()] = value.decode()
+    return response
+
+
+def _keeps_secure_cookies(request: Request) -> bool:
+    """Whether browsers take this connection for trustworthy: TLS, or their own machine."""
+    host = request.url.hostname or ""
+    if request.url.scheme == "https" or host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _services(request: Request) -> SignInServices:
+    return cast(SignInServices, request.app.state.container)
