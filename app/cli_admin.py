@@ -60,7 +60,7 @@ def create_user(
     body = _checked(UserCreate, user_oid=user_oid, email=email, name=name, payment_valid_until=until)
 
     async def run(services: Container) -> None:
-        row = await services.management.users.create(_actor(), body.spec())
+        row = await services.management.users.create(_actor(), body.spec(services.management.users.defaults))
         _say(UserView.of(row), f"User {row.spec.oid} is registered.", as_json)
 
     _run(run)

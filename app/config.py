@@ -20,6 +20,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.domain.money import MAX_BUDGET_NANOUSD, usd_to_nano
 from app.exceptions import SettingsError
 
 SAMPLE_SECRETS = frozenset(
@@ -77,6 +78,11 @@ class Settings(BaseSettings):
     # Limits and money
     rate_limit_requests_per_minute: int = Field(60, ge=0, examples=["60"])
     rate_limit_tokens_per_minute: int = Field(0, ge=0, examples=["100000"])
+    user_requests_per_minute: int = Field(0, ge=0, le=10**9, examples=["300"])
+    user_tokens_per_minute: int = Field(0, ge=0, le=10**12, examples=["500000"])
+    user_daily_budget_usd: str = Field("", examples=["5"])
+    user_monthly_budget_usd: str = Field("", examples=["50"])
+    payment_grace_days: int = Field(0, ge=0, le=366, examples=["3"])
     budget_timezone: str = Field("UTC", examples=["Europe/Berlin"])
     reservation_lease_seconds: int = Field(60, ge=2, le=600, examples=["60"])
     redis_timeout_ms: int = Field(100, ge=10, le=60_000, examples=["100"])
@@ -162,6 +168,16 @@ class Settings(BaseSettings):
             ZoneInfo(value)
         except (ZoneInfoNotFoundError, ValueError, OSError):
             raise ValueError("is not a time zone of the IANA database") from None
+        return value
+
+    @field_validator("user_daily_budget_usd", "user_monthly_budget_usd")
+    @classmethod
+    def _amount(cls, value: str) -> str:
+        try:
+            if value and not 0 <= usd_to_nano(value) <= MAX_BUDGET_NANOUSD:
+                raise ValueError(value)
+        except ValueError:
+            raise ValueError("is not an amount between 0 and 9000000, in US dollars") from None
         return value
 
     @field_validator("trusted_proxies", mode="before")

@@ -9,7 +9,8 @@ from typed arguments, and are safe to show to a caller: they never hold a creden
     │   │   AmbiguousCredentials · UpstreamRejected                                                 400 (as the upstream said)
     │   ├── InvalidApiKey                                                                           401
     │   ├── BudgetExceeded                                                                          402
-    │   ├── PaymentExpired · UserSuspended · ModelNotAllowed · AppInactive · IpNotAllowed · Forbidden · PriceUnknown  403
+    │   ├── PaymentExpired · UserSuspended · UserUnknown · ModelNotAllowed · AppInactive · IpNotAllowed · Forbidden
+    │   │   PriceUnknown                                                                            403
     │   ├── ModelNotFound · NotFound                                                                404
     │   ├── MethodNotAllowed 405 · RequestTimeout 408 · Conflict · VersionConflict 409
     │   └── PayloadTooLarge 413 · UnsupportedMediaType 415 · Unprocessable 422 · HeadersTooLarge 431
@@ -175,6 +176,16 @@ class UserSuspended(Forbidden):
 
     def __init__(self) -> None:
         super().__init__("This account is suspended.")
+
+
+class UserUnknown(Forbidden):
+    """The app may call, but not for a user whom nobody has registered."""
+
+    code = "user_unknown"
+
+    def __init__(self) -> None:
+        super().__init__("There is no such user, and this application may not create users.")
+        self.param = "X-User-Oid"
 
 
 class ModelNotAllowed(Forbidden):

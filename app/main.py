@@ -21,10 +21,12 @@ from app.clock import Clock, SystemClock
 from app.config import OnRedisDown, Settings, load_settings, require_cluster_settings
 from app.container import Container
 from app.database import Engine, is_alive, open_engine
+from app.domain.budget import Budget, PeriodKind
 from app.domain.catalog import Catalog, ProviderKind
 from app.domain.egress import LAPTOP, EgressPolicy, checked_url
 from app.domain.identity import LogContent
 from app.domain.limits import Limit, LimitKind
+from app.domain.money import usd_to_nano
 from app.exceptions import CallerError, DependencyUnavailable, SettingsError
 from app.exposition import siblings_of
 from app.middleware.admin_session import AdminSessionMiddleware
@@ -65,6 +67,7 @@ from app.services.usage_log import UsageLog
 from app.services.user_expiry import UserExpiry
 from app.storage.journal import Journal
 from app.storage.local_counters import LocalCounters
+from app.storage.management_ports import UserSpec
 from app.storage.migrate import migrate
 from app.storage.redis_counters import RedisCounters, RedisUsageSink
 from app.storage.redis_signals import RedisElection, RedisSignals
@@ -152,14 +155,19 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         sealer=sealer,
         egress=egress,
         has_bootstrap_token=admin_token is not None,
+        default_user=default_user(settings),
     )
-    user_expiry = UserExpiry(users=commands.users, clock=clock, zone=zone)
+    grace_days = settings.payment_grace_days
+    user_expiry = UserExpiry(users=commands.users, clock=clock, zone=zone, grace_days=grace_days)
     identities = Identities(
         store=SqlKeyStore(engine, clock=clock, zone=zone),
         pepper=pepper,
         clock=clock,
         zone=zone,
         on_expired=user_expiry.noticed,
+        create_user=commands.users.create_on_sight,
+        shared_secret=settings.gateway_shared_secret.get_secret_value(),
+        grace_days=grace_days,
     )
     prices = PriceMap.installed()
     balancer = LoadBalancer(clock)
@@ -448,6 +456,21 @@ def default_limits(settings: Settings) -> tuple[Limit, ...]:
     if settings.rate_limit_tokens_per_minute:
         limits.append(Limit(LimitKind.TOKENS, settings.rate_limit_tokens_per_minute, 60))
     return tuple(limits)
+
+
+def default_user(settings: Settings) -> UserSpec:
+    """What users get for whom no limits or budgets are given; 0 and an empty amount mean none."""
+    limits = []
+    if settings.user_requests_per_minute:
+        limits.append(Limit(LimitKind.REQUESTS, settings.user_requests_per_minute, 60))
+    if settings.user_tokens_per_minute:
+        limits.append(Limit(LimitKind.TOKENS, settings.user_tokens_per_minute, 60))
+    amounts = (
+        (PeriodKind.DAILY, settings.user_daily_budget_usd),
+        (PeriodKind.MONTHLY, settings.user_monthly_budget_usd),
+    )
+    budgets = [Budget(period, None, usd_to_nano(amount)) for period, amount in amounts if amount]
+    return UserSpec("", limits=tuple(limits), budgets=tuple(budgets))
 
 
 def first_model(settings: Settings) -> FirstModel:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import date, datetime
+import re
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta, tzinfo
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 
@@ -55,6 +56,9 @@ class Overflow:
 
 
 ANY_MODEL = "*"
+OID_PATTERN = re.compile(r"[!-~]{1,200}")
+"""Of a user's id: visible ASCII, because it travels in a header."""
+APP_ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,17 @@ class App:
     log_content: LogContent | None = None
     limits: tuple[Limit, ...] = ()
     budgets: tuple[Budget, ...] = ()
+    secret_ends_at: datetime | None = None
+    """When the secret that was shown ends, if it was rotated out."""
+
+
+@dataclass(frozen=True, slots=True)
+class AppCredential:
+    """What an internal app shows of itself and of the user on whose behalf it calls; nothing of it is known to be true."""
+
+    secret: str = field(repr=False)
+    app_id: str
+    user_oid: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +130,13 @@ class Identity:
         return (self.key.allowed_networks if self.key else ()) + (self.app.allowed_networks if self.app else ())
 
 
+def payment_day(now: datetime, zone: tzinfo, grace_days: int) -> date:
+    """The day that nobody's last paid day may lie before: today where budgets are reckoned, less the days of grace."""
+    return now.astimezone(zone).date() - timedelta(days=grace_days)
+
+
 def payment_expired(user: User, today: date) -> bool:
-    """Expired by status, or because the last paid day lies before `today` (in the budget's time zone)."""
+    """Expired by status, or because the last paid day lies before `today` (as `payment_day` tells it)."""
     if user.payment_status is PaymentStatus.EXPIRED:
         return True
     return user.payment_valid_until is not None and user.payment_valid_until < today
@@ -132,13 +152,27 @@ def require_may_call(identity: Identity, *, now: datetime, today: date, address:
         key.status is not KeyStatus.ACTIVE or (key.expires_at is not None and key.expires_at <= now)
     ):
         raise InvalidApiKey
-    if app is not None and not app.is_active:
-        raise AppInactive
+    if app is not None:
+        require_app_may_call(app, now=now)
     if identity.user.payment_status is PaymentStatus.SUSPENDED:
         raise UserSuspended
     if payment_expired(identity.user, today):
         raise PaymentExpired
-    networks = identity.allowed_networks
+    for holder in (key, app):
+        if holder is not None:
+            require_inside(holder.allowed_networks, address)
+
+
+def require_app_may_call(app: App, *, now: datetime) -> None:
+    """Raises: InvalidApiKey (the secret was rotated out and its time is over), AppInactive."""
+    if app.secret_ends_at is not None and app.secret_ends_at <= now:
+        raise InvalidApiKey
+    if not app.is_active:
+        raise AppInactive
+
+
+def require_inside(networks: tuple[Network, ...], address: str | None) -> None:
+    """Raises: IpNotAllowed, unless the address lies in one of the networks or there are none."""
     if networks and not _is_inside(address, networks):
         raise IpNotAllowed
 

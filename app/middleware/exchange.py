@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 from starlette.types import Receive, Scope, Send
 
+from app.domain.identity import AppCredential
 from app.domain.ids import CLIENT_ID_PATTERN
 from app.exceptions import (
     AmbiguousCredentials,
@@ -26,12 +27,15 @@ from app.exceptions import (
 from app.middleware.rate_headers import Headers, rate_limit_headers
 
 CREDENTIAL_HEADERS = frozenset({b"authorization", b"x-api-key", b"api-key"})
-APP_HEADERS = frozenset({b"x-gateway-secret", b"x-app-id", b"x-user-oid"})
+SECRET, APP_ID, USER_OID = b"x-gateway-secret", b"x-app-id", b"x-user-oid"
+APP_HEADERS = frozenset({SECRET, APP_ID, USER_OID})
 READ_HEADERS = (
     CREDENTIAL_HEADERS | APP_HEADERS | {b"content-length", b"content-type", b"content-encoding", b"x-request-id"}
 )
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 16 * 1024
+MAX_APP_HEADER_BYTES = 1024
+"""No secret, app's id or user's id is as long as that."""
 MAX_LENGTH_DIGITS = 18
 """No body is a million terabytes long, and Python refuses to read numbers of thousands of digits."""
 
@@ -95,11 +99,26 @@ class Exchange:
             text = own_id.decode("latin-1")
             self.client_request_id = text if CLIENT_ID_PATTERN.fullmatch(text) else None
 
-    def api_key(self) -> str:
-        """The one API key of the request, by any of its three carriers.
+    def credential(self) -> str | AppCredential:
+        """The one credential of the request: an API key by any of its three carriers, or what an internal app shows of itself.
 
-        Raises: InvalidApiKey when there is none, AmbiguousCredentials when there are several that differ, or an app's too.
+        Raises: InvalidApiKey when there is none, AmbiguousCredentials when there are keys that differ, or both kinds,
+        InvalidRequest when an app's header is too long to be one.
         """
+        found = self.headers
+        if APP_HEADERS.isdisjoint(found):
+            return self._api_key()
+        if not CREDENTIAL_HEADERS.isdisjoint(found):
+            raise AmbiguousCredentials
+        for name in APP_HEADERS:
+            if len(found.get(name, b"")) > MAX_APP_HEADER_BYTES:
+                raise InvalidRequest(
+                    f"The header '{name.decode('latin-1')}' is too long.", param=name.decode("latin-1")
+                )
+        secret, app_id, oid = (found.get(name, b"").decode("latin-1") for name in (SECRET, APP_ID, USER_OID))
+        return AppCredential(secret, app_id, oid)
+
+    def _api_key(self) -> str:
         found = self.headers
         keys = {found[name] for name in (b"x-api-key", b"api-key") if name in found}
         authorization = found.get(b"authorization")
@@ -108,7 +127,7 @@ class Exchange:
             if scheme.lower() != b"bearer":
                 raise InvalidApiKey
             keys.add(token)
-        if len(keys) > 1 or (keys and not APP_HEADERS.isdisjoint(found)):
+        if len(keys) > 1:
             raise AmbiguousCredentials
         if not keys:
             raise InvalidApiKey

@@ -7,6 +7,7 @@ was named (`model_fields_set`). Secrets appear in the views named `…Created` a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from typing import Annotated, Any, Generic, TypeVar, cast
 
@@ -268,12 +269,13 @@ class UserCreate(_Body):
     payment_valid_until: date | None = Field(
         None, description="The last paid day, in BUDGET_TIMEZONE; null: no end.", examples=["2026-12-31"]
     )
-    limits: Limits = []
-    budgets: Budgets = []
+    limits: Limits = Field([], description="Absent: the settings' defaults; empty: no limit.")
+    budgets: Budgets = Field([], description="Absent: the settings' defaults; empty: no budget.")
 
-    def spec(self) -> UserSpec:
-        fields = self.fields()
-        return UserSpec(oid=fields.pop("user_oid"), **fields)
+    def spec(self, defaults: UserSpec) -> UserSpec:
+        """`defaults` holds what was not named."""
+        fields = self.fields(only_named=True)
+        return replace(defaults, oid=fields.pop("user_oid"), **fields)
 
 
 class UserPatch(_Body):

@@ -52,7 +52,8 @@ async def list_users(services: Services, query: Listing) -> PageView[UserView]:
 
 @users.post("", status_code=201)
 async def create_user(services: Services, actor: Caller, body: UserCreate) -> UserView:
-    return UserView.of(await services.management.users.create(actor, body.spec()))
+    users = services.management.users
+    return UserView.of(await users.create(actor, body.spec(users.defaults)))
 
 
 @users.post("/sync/bulk-expiry")

@@ -105,7 +105,7 @@ class DataPlane:
         exchange.read_headers()
         if not self._container.catalog.is_loaded:
             raise DependencyUnavailable("configuration")  # no model is known yet: that is no reason to call one unknown
-        return await self._container.identities.of_key(exchange.api_key(), address=exchange.address)
+        return await self._container.identities.of(exchange.credential(), address=exchange.address)
 
     async def _record(self, request_id: str) -> CallRecord | None:
         try:

@@ -2,21 +2,40 @@
 
 A known identity is served without SQL, also while PostgreSQL is away; a change of configuration drops what it touched (see
 `app.services.catalog`), so nothing here grows stale by time. The memory is keyed by the credential's full digest and bounded.
+
+An app shows three things: a secret, its id, and the user on whose behalf it calls. What was found good together is remembered
+together, under one digest over all three. Whatever else is shown is looked up, so a wrong secret takes as long as an unknown app.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hmac
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import datetime, tzinfo
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime, tzinfo
 
 from app.clock import Clock
-from app.domain.identity import Identity, PaymentStatus, payment_expired, require_may_call
-from app.exceptions import DependencyUnavailable, GatewayError, InvalidApiKey
-from app.services.api_key import digest_of
-from app.storage.ports import KeyStore
+from app.domain.identity import (
+    APP_ID_PATTERN,
+    OID_PATTERN,
+    AppCredential,
+    Identity,
+    PaymentStatus,
+    payment_day,
+    payment_expired,
+    require_app_may_call,
+    require_inside,
+    require_may_call,
+)
+from app.exceptions import DependencyUnavailable, GatewayError, InvalidApiKey, InvalidRequest, UserUnknown
+from app.services.api_key import APP_SECRET_PREFIX, digest_of, is_same_secret
+from app.storage.ports import KeyStore, RegisteredApp
+
+Load = Callable[[], Awaitable[Identity]]
+CreateUser = Callable[[str, str], Awaitable[None]]
+"""Create this user, whom this app is the first to name; one who is there already is left alone."""
 
 PAYING = (PaymentStatus.ACTIVE, PaymentStatus.TRIAL)
 
@@ -41,6 +60,9 @@ class Identities:
         clock: Clock,
         zone: tzinfo,
         on_expired: Callable[[str], None],
+        create_user: CreateUser,
+        shared_secret: str = "",
+        grace_days: int = 0,
         capacity: int = CAPACITY,
     ) -> None:
         self._store = store
@@ -48,6 +70,9 @@ class Identities:
         self._clock = clock
         self._zone = zone
         self._on_expired = on_expired
+        self._create_user = create_user
+        self._shared_secret = shared_secret
+        self._grace_days = grace_days
         self._capacity = capacity
         self._known: OrderedDict[bytes, Identity] = OrderedDict()
         self._by_ref: defaultdict[tuple[str, str], set[bytes]] = defaultdict(set)
@@ -55,22 +80,30 @@ class Identities:
         self._changes = 0
         self._used: dict[str, datetime] = {}
 
-    async def of_key(self, secret: str, *, address: str | None) -> Identity:
-        """The identity behind an API key, if it may call now.
+    async def of(self, credential: str | AppCredential, *, address: str | None) -> Identity:
+        """The identity behind an API key, or behind an app's secret and the user it names, if it may call now.
 
-        Raises: InvalidApiKey, PaymentExpired, UserSuspended, IpNotAllowed, and DependencyUnavailable when the key is not known
+        Raises: as `of_key` and `of_app`.
+        """
+        if isinstance(credential, str):
+            return await self.of_key(credential, address=address)
+        return await self.of_app(credential, address=address)
+
+    async def of_key(self, secret: str, *, address: str | None) -> Identity:
+        """Raises: InvalidApiKey, PaymentExpired, UserSuspended, IpNotAllowed, and DependencyUnavailable when the key is not known
         here and the database cannot be asked: that is no reason to call a key invalid.
         """
         digest = digest_of(secret, self._pepper)
         if digest is None:
             raise InvalidApiKey
-        identity = self._known.get(digest)
-        if identity is None:
-            identity = await self._loaded(digest)
-        else:
-            self._known.move_to_end(digest)
-        self._require_may_call(identity, address)
-        return identity
+        return await self._callable(digest, lambda: self._owner_of(digest), address)
+
+    async def of_app(self, shown: AppCredential, *, address: str | None) -> Identity:
+        """Raises: InvalidApiKey, the same for a secret that is wrong, absent or another app's and for an app that nobody registered;
+        AppInactive, IpNotAllowed, InvalidRequest (the user's id is malformed), UserUnknown, UserSuspended, PaymentExpired, and
+        DependencyUnavailable as for a key.
+        """
+        return await self._callable(self._digest_of(shown), lambda: self._behalf_of(shown, address), address)
 
     async def write_used(self) -> None:
         """Store when keys were last used since this was last done."""
@@ -96,9 +129,18 @@ class Identities:
     def __len__(self) -> int:
         return len(self._known)
 
+    async def _callable(self, digest: bytes, load: Load, address: str | None) -> Identity:
+        identity = self._known.get(digest)
+        if identity is None:
+            identity = await self._loaded(digest, load)
+        else:
+            self._known.move_to_end(digest)
+        self._require_may_call(identity, address)
+        return identity
+
     def _require_may_call(self, identity: Identity, address: str | None) -> None:
         now = self._clock.now()
-        today = now.astimezone(self._zone).date()
+        today = self._payment_day(now)
         user = identity.user
         if user.payment_status in PAYING and payment_expired(user, today):
             self._on_expired(user.oid)
@@ -106,7 +148,48 @@ class Identities:
         if identity.key:
             self._used[identity.key.id] = now
 
-    async def _loaded(self, digest: bytes) -> Identity:
+    def _payment_day(self, now: datetime) -> date:
+        return payment_day(now, self._zone, self._grace_days)
+
+    def _digest_of(self, shown: AppCredential) -> bytes:
+        """One digest over the three, as told apart as no header can imitate: none holds a line's end."""
+        joined = f"app\n{shown.secret}\n{shown.app_id}\n{shown.user_oid}"
+        return hmac.digest(self._pepper, joined.encode("utf-8", "surrogatepass"), "sha256")
+
+    async def _owner_of(self, digest: bytes) -> Identity:
+        identity = await self._store.identity_of_key(digest)
+        if identity is None:
+            raise InvalidApiKey
+        return identity
+
+    async def _behalf_of(self, shown: AppCredential, address: str | None) -> Identity:
+        """The app and the user it names. A user is created only for an app that may call now, from where it calls."""
+        is_shared = bool(self._shared_secret) and is_same_secret(shown.secret, self._shared_secret)
+        own = None if is_shared else digest_of(shown.secret, self._pepper, APP_SECRET_PREFIX)
+        if (own is None and not is_shared) or not APP_ID_PATTERN.fullmatch(shown.app_id):
+            raise InvalidApiKey
+        now = self._clock.now()
+        oid = shown.user_oid if OID_PATTERN.fullmatch(shown.user_oid) else ""
+        found = await self._store.registered_app(shown.app_id, oid)
+        if found is None:
+            raise InvalidApiKey
+        app = replace(found.app, secret_ends_at=_require_secret(found, own, now))
+        require_app_may_call(app, now=now)
+        require_inside(app.allowed_networks, address)
+        if not oid:
+            raise InvalidRequest(
+                "'X-User-Oid' must be 1 to 200 visible ASCII characters without spaces.", param="X-User-Oid"
+            )
+        user = found.user
+        if user is None and found.may_create_users:
+            await self._create_user(oid, app.id)
+            found = await self._store.registered_app(app.id, oid)
+            user = found.user if found is not None else None
+        if user is None:
+            raise UserUnknown
+        return Identity(user, app=app)
+
+    async def _loaded(self, digest: bytes, load: Load) -> Identity:
         """One look-up for all calls that miss at once; when it fails, it has failed for all of them."""
         look_up = self._loading.setdefault(digest, _LookUp())
         try:
@@ -118,9 +201,7 @@ class Identities:
                     raise look_up.failure
                 changes_before = self._changes
                 try:
-                    identity = await self._store.identity_of_key(digest)
-                    if identity is None:
-                        raise InvalidApiKey
+                    identity = await load()
                 except GatewayError as error:
                     look_up.failure = error
                     raise
@@ -147,6 +228,21 @@ class Identities:
                 digests.discard(digest)
                 if not digests:
                     del self._by_ref[ref]
+
+
+def _require_secret(found: RegisteredApp, own: bytes | None, now: datetime) -> datetime | None:
+    """When the secret that was shown ends; `own` is its digest, None where it was the shared one.
+
+    Raises: InvalidApiKey when the app does not take it (any more).
+    """
+    if own is None:
+        if found.own_secret_only:
+            raise InvalidApiKey
+        return None
+    for secret in found.secrets:
+        if hmac.compare_digest(secret.digest, own) and (secret.ends_at is None or secret.ends_at > now):
+            return secret.ends_at
+    raise InvalidApiKey
 
 
 def _refs(identity: Identity) -> list[tuple[str, str]]:

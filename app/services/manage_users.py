@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from typing import TypedDict
 
-from app.domain.access import Actor
+from app.domain.access import Actor, Role
 from app.domain.budget import Budget
 from app.domain.identity import PaymentStatus
 from app.domain.limits import Limit
@@ -25,6 +25,9 @@ EXPIRY_BATCH = 200
 """Users per transaction: each is announced by itself, in about a millisecond."""
 
 
+NO_DEFAULTS = UserSpec("")
+
+
 class UserChanges(TypedDict, total=False):
     email: str | None
     name: str | None
@@ -37,6 +40,8 @@ class UserChanges(TypedDict, total=False):
 @dataclass(frozen=True, slots=True)
 class UserCommands:
     commands: Commands
+    defaults: UserSpec = NO_DEFAULTS
+    """The limits and budgets of users for whom none are given."""
 
     async def get(self, oid: str) -> UserRow:
         async with self.commands.reading() as reader:
@@ -55,6 +60,16 @@ class UserCommands:
             await command.audit("user.create", spec.oid, after=spec)
             await command.announce("user", spec.oid)
             return UserRow(spec, command.now, command.now)
+
+    async def create_on_sight(self, oid: str, app_id: str) -> None:
+        """A user whom an app is the first to name. One who is there is left alone: of several apps at once the first creates."""
+        spec = replace(self.defaults, oid=oid)
+        _require_valid(spec)
+        async with self.commands.opened(Actor(f"app {app_id}", Role.BILLING)) as command:
+            if await command.tx.user(oid) is None:
+                await command.tx.insert_user(spec, command.now)
+                await command.audit("user.create", oid, after=spec)
+                await command.announce("user", oid)
 
     async def patch(self, actor: Actor, oid: str, changes: UserChanges) -> UserRow:
         async with self.commands.opened(actor) as command:

@@ -21,8 +21,8 @@ from app.domain.egress import EgressPolicy
 from app.services.command import Commands, Publish
 from app.services.manage_access import AdminCommands, AppCommands, KeyCommands
 from app.services.manage_catalog import EndpointCommands, ModelCommands
-from app.services.manage_users import UserCommands
-from app.storage.management_ports import ManagementStore, Sealer
+from app.services.manage_users import NO_DEFAULTS, UserCommands
+from app.storage.management_ports import ManagementStore, Sealer, UserSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +46,12 @@ def open_management(
     sealer: Sealer,
     egress: EgressPolicy,
     has_bootstrap_token: bool,
+    default_user: UserSpec = NO_DEFAULTS,
 ) -> Management:
     """Wire the commands. `publish(revision, kind, ref)` tells other processes of a committed change and may fail."""
     commands = Commands(store, clock, publish)
     return Management(
-        users=UserCommands(commands),
+        users=UserCommands(commands, default_user),
         keys=KeyCommands(commands, pepper),
         apps=AppCommands(commands, pepper),
         models=ModelCommands(commands),

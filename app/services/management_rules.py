@@ -12,7 +12,7 @@ from ipaddress import ip_network
 from typing import Final
 
 from app.domain.budget import Budget
-from app.domain.identity import Overflow, OverflowMode
+from app.domain.identity import APP_ID_PATTERN, OID_PATTERN, Overflow, OverflowMode
 from app.domain.limits import Limit, LimitKind
 from app.domain.money import MAX_BUDGET_NANOUSD
 from app.domain.pricing import Price, Tier
@@ -27,9 +27,6 @@ MAX_LIST_LENGTH: Final = 1000
 MAX_LIMITS: Final = 20
 """Limits or budgets of one holder: each is counted at every call."""
 
-_OID: Final = re.compile(r"[!-~]{1,200}\Z")
-"""Visible ASCII: it travels in a header."""
-_APP_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 _EMAIL: Final = re.compile(r"[^@\s]{1,64}@[^@\s]{1,189}\Z")
 
 
@@ -44,7 +41,7 @@ def require_text(value: str, param: str, *, max_length: int = MAX_NAME_LENGTH, m
 
 
 def require_oid(oid: str) -> None:
-    if not _OID.match(oid):
+    if not OID_PATTERN.fullmatch(oid):
         raise InvalidRequest(
             "'user_oid' must be 1 to 200 visible ASCII characters without spaces (it travels in a header).",
             param="user_oid",
@@ -52,7 +49,7 @@ def require_oid(oid: str) -> None:
 
 
 def require_app_id(app_id: str) -> None:
-    if not _APP_ID.match(app_id):
+    if not APP_ID_PATTERN.fullmatch(app_id):
         raise InvalidRequest("'app_id' must be 1 to 100 letters, digits, dots, dashes or underscores.", param="app_id")
 
 

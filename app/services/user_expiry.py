@@ -8,6 +8,7 @@ from datetime import date, tzinfo
 
 from app.clock import Clock
 from app.domain.access import Actor, Role
+from app.domain.identity import payment_day
 from app.exceptions import NotFound
 from app.services.manage_users import UserCommands
 
@@ -15,10 +16,11 @@ ACTOR = Actor("gateway", Role.OWNER)
 
 
 class UserExpiry:
-    def __init__(self, *, users: UserCommands, clock: Clock, zone: tzinfo) -> None:
+    def __init__(self, *, users: UserCommands, clock: Clock, zone: tzinfo, grace_days: int = 0) -> None:
         self._users = users
         self._clock = clock
         self._zone = zone
+        self._grace_days = grace_days
         self._noticed: set[str] = set()
         self._wakeup = asyncio.Event()
         self._synced_on: date | None = None
@@ -46,4 +48,4 @@ class UserExpiry:
             self._synced_on = today
 
     def _today(self) -> date:
-        return self._clock.now().astimezone(self._zone).date()
+        return payment_day(self._clock.now(), self._zone, self._grace_days)

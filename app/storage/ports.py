@@ -13,7 +13,7 @@ from typing import Protocol
 
 from app.domain.budget import NO_NEED, BudgetClaim, BudgetState, Need
 from app.domain.catalog import Catalog
-from app.domain.identity import Identity
+from app.domain.identity import App, Identity, User
 from app.domain.limits import Claim, ClaimState
 from app.domain.money import NanoUsd
 from app.domain.record import CallContent, CallRecord
@@ -237,7 +237,30 @@ class ConfigChange:
     """How long ago it was committed, by the database's clock."""
 
 
+@dataclass(frozen=True, slots=True)
+class StoredSecret:
+    """What is stored of one of an app's secrets."""
+
+    digest: bytes = field(repr=False)
+    ends_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredApp:
+    """An app with all that decides who may call in its name, and the user that was asked for, if there is one."""
+
+    app: App
+    secrets: tuple[StoredSecret, ...]
+    own_secret_only: bool
+    may_create_users: bool
+    user: User | None
+
+
 class KeyStore(Protocol):
+    async def registered_app(self, app_id: str, user_oid: str) -> RegisteredApp | None:
+        """One SQL statement: the app with its secrets, the user, their limits and budgets."""
+        ...
+
     async def identity_of_key(self, digest: bytes) -> Identity | None:
         """One SQL statement: the key with its owner, their limits and budgets."""
         ...

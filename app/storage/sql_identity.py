@@ -1,4 +1,4 @@
-"""Who a credential belongs to, from SQL. Read once per key and kept in memory by the services."""
+"""Who a credential belongs to, from SQL. Read once per key, or app and user, and kept in memory by the services."""
 
 from __future__ import annotations
 
@@ -6,13 +6,29 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, tzinfo
 
-from sqlalchemy import ARRAY, DateTime, Uuid, bindparam, func, null, select, text, union_all, update
+import msgspec
+from sqlalchemy import (
+    ARRAY,
+    DateTime,
+    Text,
+    Uuid,
+    bindparam,
+    cast,
+    func,
+    literal_column,
+    null,
+    select,
+    text,
+    union_all,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.clock import Clock
 from app.database import QUICK_S, transaction
-from app.domain.identity import Identity, Key, KeyStatus, LogContent, PaymentStatus, User
-from app.models.tables import budgets, former_credentials, keys, limits, users
+from app.domain.identity import App, Identity, Key, KeyStatus, LogContent, PaymentStatus, User
+from app.models.tables import app_secrets, apps, budgets, former_credentials, keys, limits, users
+from app.storage.ports import RegisteredApp, StoredSecret
 from app.storage.sql_rows import (
     AnyRow,
     budgets_from_json,
@@ -38,6 +54,29 @@ IDENTITIES = (
     .join(users, users.c.oid == keys.c.user_oid)
 )
 """All keys with their owners, as `identity_of` reads them."""
+
+_secret = func.json_build_object(
+    *("digest", func.encode(app_secrets.c.digest, "hex"), "ends_at", app_secrets.c.expires_at)
+)
+_secrets = (
+    select(cast(func.coalesce(func.json_agg(_secret), literal_column("'[]'::json")), Text))
+    .where(app_secrets.c.app_id == apps.c.app_id)
+    .scalar_subquery()
+)
+_registered = (
+    select(
+        *(apps.c.app_id, apps.c.is_active, apps.c.allowed_models, apps.c.allowed_networks, apps.c.log_content),
+        *(apps.c.own_secret_only, apps.c.auto_create_users),
+        *(users.c.oid, users.c.payment_status, users.c.payment_valid_until),
+        _secrets.label("secrets"),
+        limits_json(limits.c.app_id == apps.c.app_id).label("app_limits"),
+        budgets_json(budgets.c.app_id == apps.c.app_id).label("app_budgets"),
+        limits_json(limits.c.user_oid == users.c.oid).label("user_limits"),
+        budgets_json(budgets.c.user_oid == users.c.oid).label("user_budgets"),
+    )
+    .select_from(apps.outerjoin(users, users.c.oid == bindparam("user_oid")))
+    .where(apps.c.app_id == bindparam("wanted_app"))
+)
 
 _credentials = union_all(
     select(keys.c.id, null().cast(DateTime(True)).label("ends_at")).where(keys.c.digest == bindparam("digest")),
@@ -91,6 +130,12 @@ class SqlKeyStore:
         ends_at = min(row.ends_at, identity.key.expires_at or row.ends_at)
         return replace(identity, key=replace(identity.key, expires_at=ends_at))
 
+    async def registered_app(self, app_id: str, user_oid: str) -> RegisteredApp | None:
+        async with transaction(self._engine, within_s=QUICK_S) as connection:
+            found = await connection.execute(_registered, {"wanted_app": app_id, "user_oid": user_oid})
+            row = found.one_or_none()
+        return None if row is None else _registered_app_of(row)
+
     async def mark_expired(self, user_oid: str) -> None:
         """Only while the row still says so: a renewal that came in between must not be undone."""
         today = self._clock.now().astimezone(self._zone).date()
@@ -110,13 +155,7 @@ class SqlKeyStore:
 def identity_of(row: AnyRow) -> Identity:
     """A row of `IDENTITIES`."""
     return Identity(
-        user=User(
-            oid=row.oid,
-            payment_status=PaymentStatus(row.payment_status),
-            payment_valid_until=row.payment_valid_until,
-            limits=limits_from_json(row.user_limits),
-            budgets=budgets_from_json(row.user_budgets),
-        ),
+        user=_user_of(row),
         key=Key(
             id=row.id,
             status=KeyStatus(row.status),
@@ -128,4 +167,42 @@ def identity_of(row: AnyRow) -> Identity:
             budgets=budgets_from_json(row.key_budgets),
             overflow=overflow_of(row.overflow),
         ),
+    )
+
+
+class _SecretRow(msgspec.Struct, frozen=True):
+    digest: str
+    ends_at: datetime | None
+
+
+_secret_rows = msgspec.json.Decoder(list[_SecretRow])
+
+
+def _registered_app_of(row: AnyRow) -> RegisteredApp:
+    return RegisteredApp(
+        app=App(
+            id=row.app_id,
+            is_active=row.is_active,
+            allowed_models=frozenset(row.allowed_models),
+            allowed_networks=networks_of(row.allowed_networks),
+            log_content=None if row.log_content is None else LogContent(row.log_content),
+            limits=limits_from_json(row.app_limits),
+            budgets=budgets_from_json(row.app_budgets),
+        ),
+        secrets=tuple(
+            StoredSecret(bytes.fromhex(each.digest), each.ends_at) for each in _secret_rows.decode(row.secrets)
+        ),
+        own_secret_only=row.own_secret_only,
+        may_create_users=row.auto_create_users,
+        user=None if row.oid is None else _user_of(row),
+    )
+
+
+def _user_of(row: AnyRow) -> User:
+    return User(
+        oid=row.oid,
+        payment_status=PaymentStatus(row.payment_status),
+        payment_valid_until=row.payment_valid_until,
+        limits=limits_from_json(row.user_limits),
+        budgets=budgets_from_json(row.user_budgets),
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from app.embedded import PostgresServer, ValkeyServer
-from tests.e2e.house import ADMIN_TOKEN, SECRET_KEY, House
+from tests.e2e.house import ADMIN_TOKEN, SECRET_KEY, SHARED_SECRET, House
 from tests.kit.processes import GatewayProcess, UpstreamProcess
 
 
@@ -32,6 +32,7 @@ def environment(database_url: str, redis_url: str) -> dict[str, str]:
         "REDIS_URL": redis_url,
         "SECRET_KEY": SECRET_KEY,
         "ADMIN_TOKEN": ADMIN_TOKEN,
+        "GATEWAY_SHARED_SECRET": SHARED_SECRET,
         "UPSTREAM_PRIVATE_HOSTS": "loopback",
         # These machines stall for longer than a production network does; what is tested here is not the time-out.
         "REDIS_TIMEOUT_MS": "3000",

@@ -14,6 +14,7 @@ from tests.kit.scenario import Scenario
 
 ADMIN_TOKEN = "owner-token-for-tests-0123456789abcdefghij"
 SECRET_KEY = "secret-key-for-tests-0123456789abcdefghijklm"
+SHARED_SECRET = "shared-secret-for-tests-0123456789abcdefghi"
 HELLO = [{"role": "user", "content": "Say hello."}]
 
 Json = dict[str, Any]
@@ -21,6 +22,15 @@ Json = dict[str, Any]
 
 def unique(prefix: str) -> str:
     return f"{prefix}-{secrets.token_hex(6)}"
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    id: str
+    secret: str = field(repr=False)
+
+    def headers(self, oid: str) -> dict[str, str]:
+        return {"X-Gateway-Secret": self.secret, "X-App-Id": self.id, "X-User-Oid": oid}
 
 
 @dataclass(slots=True)
@@ -85,6 +95,21 @@ class House:
             "POST",
             path,
             headers={"Authorization": f"Bearer {key}"},
+            json_body={"model": model, "messages": HELLO, **fields},
+        )
+
+    async def app(self, **fields: object) -> App:
+        """A new app, and the secret of its own."""
+        app_id = unique("app")
+        made = await self.admin("POST", "apps", {"app_id": app_id, **fields}, expect=201)
+        return App(app_id, cast(str, made["secret"]))
+
+    async def app_chat(self, app: App, oid: str, model: str, **fields: object) -> RawResponse:
+        return await raw_http.call(
+            self.gateway.port,
+            "POST",
+            "/v1/chat/completions",
+            headers=app.headers(oid),
             json_body={"model": model, "messages": HELLO, **fields},
         )
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from starlette.types import Message
 
 from app.dialects.openai_chat import OpenAIChat
+from app.domain.identity import AppCredential
 from app.exceptions import (
     AmbiguousCredentials,
     BudgetExceeded,
@@ -101,11 +102,11 @@ async def body_of(headers: Headers, *parts: Message, max_bytes: int = 100, timeo
     ],
 )
 def test_a_key_is_found_in_each_of_its_carriers(header: tuple[bytes, bytes]) -> None:
-    assert read(header).api_key() == "sk-1"
+    assert read(header).credential() == "sk-1"
 
 
 def test_one_key_in_several_carriers_is_one_key() -> None:
-    assert read((b"authorization", b"Bearer k"), (b"x-api-key", b"k"), (b"api-key", b"k")).api_key() == "k"
+    assert read((b"authorization", b"Bearer k"), (b"x-api-key", b"k"), (b"api-key", b"k")).credential() == "k"
 
 
 @pytest.mark.parametrize(
@@ -116,11 +117,13 @@ def test_one_key_in_several_carriers_is_one_key() -> None:
         [(b"authorization", b"Bearer one"), (b"x-gateway-secret", b"s")],
         [(b"x-api-key", b"one"), (b"x-app-id", b"crm")],
         [(b"api-key", b"one"), (b"x-user-oid", b"alice")],
+        [(b"authorization", b"Basic dXNlcjpwYXNz"), (b"x-app-id", b"crm")],
+        [(b"authorization", b""), (b"x-user-oid", b"")],
     ],
 )
 def test_two_credentials_are_refused_not_chosen_from(headers: Headers) -> None:
     with pytest.raises(AmbiguousCredentials):
-        read(*headers).api_key()
+        read(*headers).credential()
 
 
 @pytest.mark.parametrize(
@@ -138,7 +141,7 @@ def test_any_other_header_that_matters_is_refused_when_sent_twice(name: bytes) -
 
 
 def test_headers_that_do_not_matter_may_come_as_often_as_they_like() -> None:
-    assert read((b"accept", b"a"), (b"accept", b"b"), (b"x-api-key", b"k")).api_key() == "k"
+    assert read((b"accept", b"a"), (b"accept", b"b"), (b"x-api-key", b"k")).credential() == "k"
 
 
 @pytest.mark.parametrize(
@@ -149,18 +152,31 @@ def test_headers_that_do_not_matter_may_come_as_often_as_they_like() -> None:
         [(b"authorization", b"")],
         [(b"authorization", b"sk-1")],
         [(b"authorization", b"Basic x"), (b"x-api-key", b"sk-1")],
-        [(b"x-app-id", b"crm")],
     ],
 )
 def test_without_a_key_there_is_no_credential(headers: Headers) -> None:
     with pytest.raises(InvalidApiKey):
-        read(*headers).api_key()
+        read(*headers).credential()
+
+
+def test_what_an_app_shows_is_read_as_it_is() -> None:
+    shown = read((b"x-gateway-secret", b"s"), (b"x-app-id", b"crm"), (b"x-user-oid", b"alice"))
+    assert shown.credential() == AppCredential("s", "crm", "alice")
+    assert read((b"x-app-id", b"crm")).credential() == AppCredential("", "crm", "")
+    assert read((b"x-app-id", b"crm"), (b"x_user_oid", b"mallory")).credential() == AppCredential("", "crm", "")
+
+
+@pytest.mark.parametrize("name", [b"x-gateway-secret", b"x-app-id", b"x-user-oid"])
+def test_an_apps_header_that_is_far_too_long_is_refused_by_name(name: bytes) -> None:
+    """T048: a 10 KB OID is a 400."""
+    with pytest.raises(InvalidRequest, match=name.decode()):
+        read((name, b"x" * 10_000)).credential()
 
 
 @given(st.binary(max_size=60), st.binary(max_size=60))
 def test_no_header_value_breaks_the_reading_of_a_key(authorization: bytes, key: bytes) -> None:
     with contextlib.suppress(InvalidApiKey, AmbiguousCredentials):
-        read((b"authorization", authorization), (b"x-api-key", key)).api_key()
+        read((b"authorization", authorization), (b"x-api-key", key)).credential()
 
 
 def test_too_many_headers_and_too_long_ones_are_refused() -> None:

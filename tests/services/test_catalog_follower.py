@@ -16,7 +16,7 @@ from app.services import catalog as catalog_module
 from app.services.api_key import NewKey, new_key, pepper_of
 from app.services.catalog import CatalogFollower
 from app.services.identities import Identities
-from app.storage.ports import ConfigChange
+from app.storage.ports import ConfigChange, RegisteredApp
 from tests.calls import a_key, a_model, a_user, an_identity
 from tests.kit.clock import ManualClock
 
@@ -81,6 +81,11 @@ class FakeKeyStore:
         self.look_ups += 1
         return self.rows.get(digest)
 
+    async def registered_app(self, app_id: str, user_oid: str) -> RegisteredApp | None:
+        return None
+
+    async def create_user(self, oid: str, app_id: str) -> None: ...
+
     async def mark_expired(self, user_oid: str) -> None: ...
 
     async def mark_used(self, used: Sequence[tuple[str, datetime]]) -> None: ...
@@ -91,7 +96,12 @@ class House:
         self.store = FakeStore()
         self.keys = FakeKeyStore()
         self.identities = Identities(
-            store=self.keys, pepper=PEPPER, clock=ManualClock(), zone=UTC, on_expired=lambda _: None
+            store=self.keys,
+            pepper=PEPPER,
+            clock=ManualClock(),
+            zone=UTC,
+            on_expired=lambda _: None,
+            create_user=self.keys.create_user,
         )
         self.swapped: list[Catalog] = []
         self.follower = CatalogFollower(store=self.store, identities=self.identities, on_swap=self.swapped.append)

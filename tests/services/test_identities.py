@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from ipaddress import ip_network
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 
-from app.domain.identity import Identity, KeyStatus, PaymentStatus
+from app.domain.identity import AppCredential, Identity, KeyStatus, PaymentStatus, User
 from app.exceptions import (
+    AppInactive,
     DependencyUnavailable,
     InvalidApiKey,
+    InvalidRequest,
     IpNotAllowed,
     PaymentExpired,
     UserSuspended,
+    UserUnknown,
 )
-from app.services.api_key import NewKey, new_key, pepper_of
+from app.services.api_key import APP_SECRET_PREFIX, NewKey, new_key, pepper_of
 from app.services.identities import Identities
+from app.storage.ports import RegisteredApp, StoredSecret
 from tests.calls import NOON, a_key, a_user, an_app, an_identity
 from tests.kit.clock import ManualClock
 
+SHARED = "the-shared-secret-of-all-apps-0123456789"
 PEPPER = pepper_of("a-secret-key-that-only-these-tests-know")
 
 
@@ -36,6 +43,22 @@ class FakeKeyStore:
         self.is_away = False
         self.gate = asyncio.Event()
         self.gate.set()
+        self.apps: dict[str, RegisteredApp] = {}
+        self.users: dict[str, User] = {}
+        self.apps_looked_up = 0
+        self.created: list[tuple[str, str]] = []
+
+    async def registered_app(self, app_id: str, user_oid: str) -> RegisteredApp | None:
+        self.apps_looked_up += 1
+        if self.is_away:
+            raise DependencyUnavailable("database")
+        found = self.apps.get(app_id)
+        return found and replace(found, user=self.users.get(user_oid))
+
+    async def create_user(self, oid: str, app_id: str) -> None:
+        self.created.append((oid, app_id))
+        await self.gate.wait()
+        self.users[oid] = a_user(oid=oid)
 
     async def identity_of_key(self, digest: bytes) -> Identity | None:
         self.looked_up.append(digest)
@@ -67,6 +90,8 @@ class House:
             clock=self.clock,
             zone=ZoneInfo(zone),
             on_expired=self.noticed.append,
+            create_user=self.store.create_user,
+            shared_secret=SHARED,
             capacity=capacity,
         )
 
@@ -77,6 +102,20 @@ class House:
 
     def keys(self, count: int) -> list[NewKey]:
         return [self.key(an_identity(a_user(oid=f"u{i}"), key=a_key(id=f"k{i}"))) for i in range(count)]
+
+    def app(self, app_id: str = "crm", *, own_secret_only: bool = False, creates: bool = False, **fields: Any) -> str:
+        """Register an app; returns its own secret."""
+        made = new_key(PEPPER, APP_SECRET_PREFIX)
+        secrets = (StoredSecret(made.digest, None),)
+        app = an_app(id=app_id, **fields)
+        self.store.apps[app_id] = RegisteredApp(app, secrets, own_secret_only, creates, None)
+        self.store.users.setdefault("alice", a_user(oid="alice"))
+        return made.secret
+
+    async def app_call(
+        self, secret: str, app_id: str = "crm", oid: str = "alice", *, address: str | None = "10.0.0.1"
+    ) -> Identity:
+        return await self.identities.of(AppCredential(secret, app_id, oid), address=address)
 
     async def call(self, key: NewKey, *, address: str | None = "10.0.0.1") -> Identity:
         return await self.identities.of_key(key.secret, address=address)
@@ -339,3 +378,213 @@ async def test_when_keys_were_last_used_is_kept_until_the_store_is_back(house: H
     await house.identities.write_used()
 
     assert sorted(house.store.used) == [("k0", NOON), ("k1", NOON + timedelta(seconds=5))]
+
+
+# ── Apps ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_an_app_calls_for_a_user_with_its_own_secret_or_with_the_shared_one(house: House) -> None:
+    """T011."""
+    own = house.app()
+
+    for secret in (own, SHARED):
+        for _ in range(3):
+            assert await house.app_call(secret) == an_identity(key=None, app=an_app())
+    assert house.store.apps_looked_up == 2
+
+
+async def test_whatever_is_wrong_with_a_secret_is_told_alike(house: House) -> None:
+    """T011: wrong, empty, another app's, a rotated one, and an app that nobody registered."""
+    own, other = house.app("crm"), house.app("erp")
+    stranger = new_key(PEPPER, APP_SECRET_PREFIX).secret
+    for secret, app_id in (
+        *((wrong, "crm") for wrong in ("", "x", stranger, other, own[:-1], SHARED[:-1], SHARED + " ", "\u00e9")),
+        *((right, app_id) for right in (own, SHARED) for app_id in ("nobody", "", "CRM", "crm\x00", "x" * 101)),
+        (own, "erp"),
+    ):
+        with pytest.raises(InvalidApiKey):
+            await house.app_call(secret, app_id)
+
+
+async def test_a_wrong_secret_is_looked_up_even_if_the_app_is_known(house: House) -> None:
+    """So that it takes as long as an unknown app: what differs in time tells which apps there are."""
+    await house.app_call(house.app())
+    before = house.store.apps_looked_up
+
+    for app_id in ("crm", "nobody"):
+        with pytest.raises(InvalidApiKey):
+            await house.app_call(new_key(PEPPER, APP_SECRET_PREFIX).secret, app_id)
+
+    assert house.store.apps_looked_up == before + 2
+
+
+async def test_an_app_of_its_own_secret_only_takes_no_shared_one(house: House) -> None:
+    own = house.app(own_secret_only=True)
+
+    await house.app_call(own)
+    with pytest.raises(InvalidApiKey):
+        await house.app_call(SHARED)
+
+
+async def test_without_a_shared_secret_nothing_passes_for_it(house: House) -> None:
+    """T013: header login by the global secret is off."""
+    identities = Identities(
+        store=house.store,
+        pepper=PEPPER,
+        clock=house.clock,
+        zone=UTC,
+        on_expired=house.noticed.append,
+        create_user=house.store.create_user,
+    )
+    house.app()
+    with pytest.raises(InvalidApiKey):
+        await identities.of(AppCredential("", "crm", "alice"), address=None)
+
+
+async def test_of_two_secrets_the_older_ends_when_its_time_is_over(house: House) -> None:
+    first, second = (new_key(PEPPER, APP_SECRET_PREFIX) for _ in range(2))
+    house.app()
+    secrets = (StoredSecret(first.digest, NOON + timedelta(seconds=60)), StoredSecret(second.digest, None))
+    house.store.apps["crm"] = replace(house.store.apps["crm"], secrets=secrets)
+    await house.app_call(first.secret)
+    await house.app_call(second.secret)
+
+    await house.clock.advance(60)
+
+    with pytest.raises(InvalidApiKey):
+        await house.app_call(first.secret)  # known from memory
+    house.identities.forget_all()
+    with pytest.raises(InvalidApiKey):
+        await house.app_call(first.secret)
+    await house.app_call(second.secret)
+
+
+async def test_an_inactive_app_is_told_so_only_with_the_right_secret(house: House) -> None:
+    own = house.app(is_active=False)
+
+    with pytest.raises(AppInactive):
+        await house.app_call(own)
+    with pytest.raises(InvalidApiKey):
+        await house.app_call(new_key(PEPPER, APP_SECRET_PREFIX).secret)
+
+
+@pytest.mark.parametrize("oid", ["", "a b", "\u00e9", "x" * 201, "a\tb", "a\x7f"])
+async def test_a_malformed_user_is_a_bad_request_only_with_the_right_secret(house: House, oid: str) -> None:
+    """T012."""
+    own = house.app(creates=True)
+
+    with pytest.raises(InvalidRequest):
+        await house.app_call(own, oid=oid)
+    with pytest.raises(InvalidApiKey):
+        await house.app_call("wrong", oid=oid)
+    assert house.store.created == []
+
+
+async def test_an_unknown_user_is_created_only_for_an_app_that_may(house: House) -> None:
+    """T016."""
+    strict, lenient = house.app("crm"), house.app("erp", creates=True)
+
+    with pytest.raises(UserUnknown):
+        await house.app_call(strict, oid="bob")
+    assert (await house.app_call(lenient, "erp", "bob")).user.oid == "bob"
+    assert (await house.app_call(strict, oid="bob")).user.oid == "bob"
+    assert house.store.created == [("bob", "erp")]
+
+
+async def test_first_calls_at_once_create_a_user_once(house: House) -> None:
+    """T109."""
+    own = house.app(creates=True)
+    house.store.gate.clear()
+    calls = [asyncio.create_task(house.app_call(own, oid="bob")) for _ in range(8)]
+    await house.clock.turns()
+    house.store.gate.set()
+
+    assert {identity.user.oid for identity in await asyncio.gather(*calls)} == {"bob"}
+    assert house.store.created == [("bob", "crm")]
+
+
+@pytest.mark.parametrize("fields", [{"is_active": False}, {"allowed_networks": (ip_network("192.168.0.0/16"),)}])
+async def test_an_app_that_may_not_call_creates_nobody(house: House, fields: dict[str, Any]) -> None:
+    own = house.app(creates=True, **fields)
+
+    with pytest.raises((AppInactive, IpNotAllowed)):
+        await house.app_call(own, oid="bob")
+    assert house.store.created == []
+
+
+async def test_an_app_calls_from_its_networks_only(house: House) -> None:
+    own = house.app(allowed_networks=(ip_network("10.0.0.0/8"), ip_network("2001:db8::/32")))
+
+    for address in ("10.1.2.3", "2001:db8::1", "::ffff:10.1.2.3"):
+        await house.app_call(own, address=address)
+    for stranger in ("192.168.0.1", "2001:db9::1", None, "unix"):
+        with pytest.raises(IpNotAllowed):
+            await house.app_call(own, address=stranger)
+
+
+@pytest.mark.parametrize(
+    ("user", "refusal"),
+    [
+        (a_user(payment_status=PaymentStatus.SUSPENDED), UserSuspended),
+        (a_user(payment_status=PaymentStatus.EXPIRED), PaymentExpired),
+        (a_user(payment_valid_until=date(2026, 1, 14)), PaymentExpired),
+    ],
+)
+async def test_an_app_gets_no_further_than_its_user(house: House, user: User, refusal: type[Exception]) -> None:
+    own = house.app()
+    house.store.users["alice"] = user
+
+    with pytest.raises(refusal):
+        await house.app_call(own)
+
+
+@pytest.mark.parametrize(("kind", "ref"), [("app", "crm"), ("user", "alice")])
+async def test_a_change_of_app_or_user_drops_the_pair(house: House, kind: str, ref: str) -> None:
+    own = house.app()
+    await house.app_call(own)
+    house.app(is_active=False)
+    house.store.apps["crm"] = replace(house.store.apps["crm"], secrets=())
+
+    await house.app_call(own)  # from memory
+    house.identities.forget(kind, ref)
+    with pytest.raises(InvalidApiKey):
+        await house.app_call(own)
+
+
+async def test_three_texts_that_join_alike_are_not_the_same_caller(house: House) -> None:
+    """T008: what is remembered is keyed by all three, each told apart."""
+    own = house.app("a", creates=True)
+    house.app("ab", creates=True)
+    house.store.apps["ab"] = replace(house.store.apps["ab"], secrets=house.store.apps["a"].secrets)
+
+    first, second = await house.app_call(own, "a", "bc"), await house.app_call(own, "ab", "c")
+
+    assert (first.user.oid, second.user.oid) == ("bc", "c")
+
+
+async def test_a_known_pair_goes_on_working_while_the_store_is_away(house: House) -> None:
+    """T098."""
+    own = house.app()
+    await house.app_call(own)
+    house.store.is_away = True
+
+    await house.app_call(own)
+    with pytest.raises(DependencyUnavailable):
+        await house.app_call(own, oid="bob")
+
+
+async def test_days_of_grace_put_the_end_off(house: House) -> None:
+    identities = Identities(
+        store=house.store,
+        pepper=PEPPER,
+        clock=house.clock,
+        zone=UTC,
+        on_expired=house.noticed.append,
+        create_user=house.store.create_user,
+        grace_days=2,
+    )
+    late, later = (house.key(an_identity(a_user(payment_valid_until=date(2026, 1, day)))) for day in (13, 12))
+
+    await identities.of(late.secret, address=None)
+    with pytest.raises(PaymentExpired):
+        await identities.of(later.secret, address=None)

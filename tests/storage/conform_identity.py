@@ -4,16 +4,17 @@ payment dates are meant in Auckland."""
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from ipaddress import ip_network
 
 import pytest
 
 from app.domain.budget import Budget, PeriodKind, ReserveMode
-from app.domain.identity import Identity, Key, KeyStatus, LogContent, Overflow, OverflowMode, PaymentStatus, User
+from app.domain.identity import App, Identity, Key, KeyStatus, LogContent, Overflow, OverflowMode, PaymentStatus, User
 from app.domain.limits import Limit, LimitKind
 from app.domain.money import MAX_BUDGET_NANOUSD, NanoUsd
-from app.storage.ports import KeyStore
+from app.storage.ports import KeyStore, RegisteredApp, StoredSecret
 from tests.kit.clock import ManualClock
 from tests.storage.planting import Planter
 from tests.storage.records import KEY_A, KEY_B, NOON
@@ -44,6 +45,22 @@ RICH_KEY = Key(
     overflow=Overflow(OverflowMode.FALLBACK, 2.5, "gpt-4o-mini"),
 )
 
+RICH_APP = RegisteredApp(
+    App(
+        "crm",
+        is_active=False,
+        allowed_models=frozenset({"gpt-4"}),
+        allowed_networks=(ip_network("10.0.0.0/8"),),
+        log_content=LogContent.METADATA,
+        limits=(Limit(LimitKind.REQUESTS, 60, 60),),
+        budgets=(Budget(PeriodKind.DAILY, None, NanoUsd(7)),),
+    ),
+    secrets=(),
+    own_secret_only=True,
+    may_create_users=True,
+    user=None,
+)
+
 
 class KeyStoreConformance:
     async def test_an_unknown_digest_is_nobody(self, keys: KeyStore) -> None:
@@ -72,6 +89,25 @@ class KeyStoreConformance:
         await plant.user(suspended)
         await plant.key(revoked, owner=suspended.oid, digest=DIGEST)
         assert await keys.identity_of_key(DIGEST) == Identity(suspended, revoked)
+
+    async def test_an_app_that_nobody_registered_is_nobody(self, keys: KeyStore, plant: Planter) -> None:
+        await plant.user(USER)
+        assert await keys.registered_app("crm", USER.oid) is None
+
+    async def test_an_app_brings_its_secrets_and_the_user_it_names(self, keys: KeyStore, plant: Planter) -> None:
+        secrets = (StoredSecret(DIGEST, None), StoredSecret(DIGEST[::-1], datetime(2027, 1, 1, 1, 2, 3, tzinfo=UTC)))
+        await plant.user(RICH_USER)
+        await plant.app(replace(RICH_APP, secrets=secrets))
+        found = await keys.registered_app("crm", RICH_USER.oid)
+        assert found is not None
+        assert set(found.secrets) == set(secrets)
+        assert replace(found, secrets=()) == replace(RICH_APP, user=RICH_USER)
+
+    @pytest.mark.parametrize("oid", ["nobody", "", "' OR 1=1--", "%"])
+    async def test_an_app_may_name_a_user_who_is_not_there(self, keys: KeyStore, plant: Planter, oid: str) -> None:
+        await plant.user(USER)
+        await plant.app(RICH_APP)
+        assert await keys.registered_app("crm", oid) == RICH_APP
 
     async def test_limits_of_others_are_not_mixed_in(self, keys: KeyStore, plant: Planter) -> None:
         await plant.user(RICH_USER)

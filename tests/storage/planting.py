@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Protocol
+from uuid import uuid4
 
 from sqlalchemy import Table, insert, text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -15,6 +16,7 @@ from app.domain.identity import Key, User
 from app.domain.limits import Limit, Scope
 from app.domain.pricing import Price
 from app.models import tables
+from app.storage.ports import RegisteredApp
 from app.storage.sealing import Sealer, host_of
 from app.storage.sql_rows import (
     budget_values,
@@ -34,6 +36,10 @@ class Planter(Protocol):
     async def user(self, user: User) -> None: ...
 
     async def key(self, key: Key, *, owner: str, digest: bytes) -> None: ...
+
+    async def app(self, app: RegisteredApp) -> None:
+        """With its secrets; not its user."""
+        ...
 
     async def model(self, model: Model) -> None:
         """With its limits and budgets; prices and endpoints apart."""
@@ -85,6 +91,28 @@ class SqlPlanter:
             expires_at=key.expires_at,
         )
         await self._holdings(Scope.KEY, key.id, key.limits or (), key.budgets)
+
+    async def app(self, app: RegisteredApp) -> None:
+        await self._insert(
+            tables.apps,
+            app_id=app.app.id,
+            is_active=app.app.is_active,
+            allowed_models=sorted(app.app.allowed_models),
+            allowed_networks=[str(network) for network in app.app.allowed_networks],
+            own_secret_only=app.own_secret_only,
+            auto_create_users=app.may_create_users,
+            log_content=app.app.log_content,
+        )
+        for secret in app.secrets:
+            await self._insert(
+                tables.app_secrets,
+                id=str(uuid4()),
+                app_id=app.app.id,
+                digest=secret.digest,
+                last4="wxyz",
+                expires_at=secret.ends_at,
+            )
+        await self._holdings(Scope.APP, app.app.id, app.app.limits, app.app.budgets)
 
     async def model(self, model: Model) -> None:
         await self._insert(
