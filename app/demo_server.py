@@ -181,6 +181,7 @@ def serve_until_unwanted() -> None:
     parameters.hostnames, parameters.port = ["127.0.0.1"], 0
     parameters.n_ctx, parameters.n_parallel = CONTEXT_TOKENS, PARALLEL_ANSWERS
     parameters.use_jinja, parameters.ui = True, False
+    parameters.embedding, parameters.pooling_type = True, xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     # One core answers, the other is the gateway's.
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = max(1, (os.cpu_count() or 2) // 2)
     server = xllamacpp.Server(parameters)

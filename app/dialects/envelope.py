@@ -85,6 +85,11 @@ def read_members(body: bytes) -> dict[str, Raw]:
     return members
 
 
+def with_model(body: bytes, model: str) -> bytes:
+    """The body with this `model`, for a path that names it. Raises: InvalidJson."""
+    return encode({**read_members(body), "model": model})
+
+
 def is_utf8(data: bytes) -> bool:
     if data.isascii():
         return True

@@ -139,8 +139,7 @@ class OpenAIChat:
 
         Raises: BadAnswer, UpstreamSaidError.
         """
-        read_completion(body)
-        return events_of(body)
+        return events_of(read_completion(body).mended or body)
 
     def error_body(self, error: GatewayError, request_id: str) -> bytes:
         return error_body(error, request_id)

@@ -251,7 +251,7 @@ class OpenAIStream(ABC, Generic[C]):
         marker = payload.strip()
         if marker == b"[DONE]":
             return self._done(payload)
-        if not marker:
+        if marker in (b"", b"null"):  # llama.cpp says null where one of several prompts has nothing to say yet
             return None
         mended = without_nan(payload) or with_plain_names(payload)
         if mended is not None:

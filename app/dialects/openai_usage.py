@@ -82,6 +82,33 @@ def read_usage(raw: bytes, service_tier: bytes = b"") -> Usage | None:
     )
 
 
+class _InputUsage(Struct):
+    prompt_tokens: _Tokens | None = None
+    total_tokens: _Tokens | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+
+
+_input_usage = msgspec.json.Decoder(_InputUsage)
+
+
+def read_input_usage(raw: bytes) -> Usage | None:
+    """The usage of an answer in which nothing was written; some providers give nothing but a total. None as for `read_usage`."""
+    try:
+        seen = _input_usage.decode(raw)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    tokens = seen.total_tokens if seen.prompt_tokens is None else seen.prompt_tokens
+    if tokens is None:
+        return None
+    details = seen.prompt_tokens_details or _PromptDetails()
+    return Usage(
+        prompt_tokens=tokens,
+        cached_tokens=details.cached_tokens or 0,
+        audio_input_tokens=details.audio_tokens or 0,
+        image_input_tokens=details.image_tokens or 0,
+    )
+
+
 def _tier_in(raw: bytes | Raw) -> str | None:
     if len(raw) < 3:
         return None

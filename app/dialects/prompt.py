@@ -39,7 +39,9 @@ def read_prompt(fields: Mapping[str, Raw]) -> Prompt:
         for message in messages:
             _read_message(message, prompt)
     for name in _PLAIN:
-        _gather(_decoded(fields, name), prompt, 0)
+        value = _decoded(fields, name)
+        _gather(value, prompt, 0)
+        prompt.around_tokens += _given_tokens(value)
     for name in ("tools", "functions"):
         tools = _decoded(fields, name)
         if isinstance(tools, list) and tools:
@@ -58,6 +60,13 @@ def _decoded(fields: Mapping[str, Raw], name: str) -> object:
         return None
     decoded: object = _value.decode(raw)
     return decoded
+
+
+def _given_tokens(value: object) -> int:
+    """A prompt may come as numbers of tokens, or as a list of such prompts."""
+    if not isinstance(value, list):
+        return 0
+    return sum(_given_tokens(item) if isinstance(item, list) else isinstance(item, int) for item in value)
 
 
 def _read_message(message: object, prompt: Prompt) -> None:

@@ -36,6 +36,8 @@ class Call:
     body: bytes = field(repr=False)
     fields: Mapping[str, msgspec.Raw] = field(repr=False)
     media: Media = NO_MEDIA
+    inputs: int = 1
+    """Separate prompts in one request (texts to embed, say): each may fill the model's window by itself."""
 
 
 class EstimateKind(StrEnum):

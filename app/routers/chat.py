@@ -9,7 +9,11 @@ import msgspec
 
 from app.container import Container
 from app.dialects.base import Dialect
+from app.dialects.completions import Completions
+from app.dialects.embeddings import Embeddings
+from app.dialects.envelope import with_model
 from app.dialects.openai_chat import OpenAIChat
+from app.dialects.openai_errors import error_body
 from app.domain.call import Call, Meter
 from app.domain.catalog import Model
 from app.domain.identity import Identity
@@ -27,7 +31,9 @@ RECORD_WAIT_S = 2.0
 """A record reaches the ledger some 100 ms after its call; whoever asks sooner is made to wait rather than told "not found"."""
 RECORD_POLL_S = 0.05
 
-OPENAI_CHAT = OpenAIChat()
+DIALECTS: tuple[Dialect, ...] = (OpenAIChat(), Completions(), Embeddings())
+OF_DEPLOYMENTS: Mapping[str, Dialect] = {dialect.upstream_path: dialect for dialect in DIALECTS}
+"""What Azure's clients may ask of a deployment, by the end of the path."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -39,9 +45,11 @@ class DataPlane:
     @property
     def routes(self) -> Mapping[str, Route]:
         """By path without its `/v1`."""
-        errors = OPENAI_CHAT.error_body
+        errors = error_body
+        calls = {dialect.upstream_path: self._calling(dialect) for dialect in DIALECTS}
         return {
-            "/chat/completions": Route({"POST": self.chat_completions}, errors),
+            **calls,
+            **{f"/openai/v1{path}": route for path, route in calls.items()},
             "/me": Route({"GET": self.me, "HEAD": self.me}, errors),
             "/models": Route({"GET": self.models, "HEAD": self.models}, errors),
             "/": Route({"GET": self.root, "HEAD": self.root}, errors),
@@ -49,14 +57,28 @@ class DataPlane:
 
     @property
     def prefixes(self) -> tuple[Route, ...]:
-        errors = OPENAI_CHAT.error_body
+        errors = error_body
         return (
+            Route({"POST": self.deployment}, errors, prefix="/openai/deployments/"),
             Route({"GET": self.model, "HEAD": self.model}, errors, prefix="/models/"),
             Route({"GET": self.usage}, errors, prefix="/usage/"),
         )
 
-    async def chat_completions(self, exchange: Exchange) -> None:
-        await self._call(exchange, OPENAI_CHAT)
+    def _calling(self, dialect: Dialect) -> Route:
+        async def call(exchange: Exchange) -> None:
+            await self._call(exchange, dialect)
+
+        return Route({"POST": call}, dialect.error_body)
+
+    async def deployment(self, exchange: Exchange) -> None:
+        """Azure's clients: the path names the model, whatever the body says."""
+        for path, dialect in OF_DEPLOYMENTS.items():
+            if exchange.argument.endswith(path) and exchange.argument != path:
+                await self._call(exchange, dialect, model=exchange.argument.removesuffix(path))
+                return
+            if exchange.argument == path:
+                break
+        raise NotFound(f"There is no such operation: {exchange.path[:200]}")
 
     async def models(self, exchange: Exchange) -> None:
         identity = await self._identify(exchange)
@@ -90,14 +112,16 @@ class DataPlane:
     async def root(self, exchange: Exchange) -> None:
         await exchange.send(200, JSON, b'{"name":"Antigravity LLM Gateway","docs":"/docs","health":"/health"}')
 
-    async def _call(self, exchange: Exchange, dialect: Dialect) -> None:
-        """One call: who, what, then `services/chat.py`."""
+    async def _call(self, exchange: Exchange, dialect: Dialect, *, model: str | None = None) -> None:
+        """One call: who, what, then `services/chat.py`. `model`, where given, stands in the body's place."""
         container, settings = self._container, self._container.settings
         started_s = container.clock.monotonic()
         identity = await self._identify(exchange)
         body = await exchange.read_body(
             max_bytes=settings.max_request_bytes, timeout_s=settings.request_body_timeout_seconds
         )
+        if model is not None:
+            body = with_model(body, model)
         meter = _meter(exchange, identity, dialect.read(body), started_s)
         await CallResponse(container.chat, dialect, container.catalog.current, meter).send(exchange)
 

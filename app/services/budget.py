@@ -14,6 +14,7 @@ from app.domain.money import NanoUsd, PicoUsd
 from app.domain.pricing import Cost, Price, Usage, cost_of, dearest_output, worst_case
 from app.domain.service_tiers import asked_tiers
 from app.exceptions import PriceUnknown
+from app.services.context_validation import window_of
 
 
 def claims_of(meter: Meter, model: Model, need: Need, *, now: datetime, zone: tzinfo) -> list[BudgetClaim]:
@@ -79,7 +80,7 @@ def bill(meter: Meter) -> None:
 def _disbelieved(meter: Meter, model: Model) -> bool:
     """Take a usage that cannot be true for none, and say so on the record."""
     said = meter.usage
-    if said is None or believable(said, meter.estimate, model.context_window_tokens) is not None:
+    if said is None or believable(said, meter.estimate, window_of(meter.call, model)) is not None:
         return False
     meter.usage = None
     meter.warnings.append(disbelief(said))

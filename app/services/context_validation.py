@@ -40,20 +40,26 @@ def estimate(call: Call, model: Model) -> Estimate:
         prompt_tokens=-(-call.prompt_bytes // rate) + media.likely,
         completion_tokens=output_tokens(call, model) * call.choices,
         kind=EstimateKind.BYTES,
-        prompt_bound=within_window(call.prompt_bytes + around + media.most, model),
+        prompt_bound=within_window(call.prompt_bytes + around * call.inputs + media.most, call, model),
     )
 
 
 def require_room(call: Call, model: Model, prompt_tokens: int) -> None:
     """Raises: ContextLengthExceeded when a prompt of so many tokens and what the caller wants back do not fit."""
-    window, needed = model.context_window_tokens, prompt_tokens + (call.max_tokens or 0)
+    window, needed = window_of(call, model), prompt_tokens + (call.max_tokens or 0) * call.inputs
     if window is not None and needed > window:
         raise ContextLengthExceeded(model=call.model, context_window_tokens=window, requested_tokens=needed)
 
 
-def within_window(tokens: int, model: Model) -> int:
+def window_of(call: Call, model: Model) -> int | None:
+    """How many tokens all inputs of a call may have together: each of them may fill the model's window."""
+    return None if model.context_window_tokens is None else model.context_window_tokens * call.inputs
+
+
+def within_window(tokens: int, call: Call, model: Model) -> int:
     """No model reads more than its window: what is longer is refused by the upstream and costs nothing."""
-    return tokens if model.context_window_tokens is None else min(tokens, model.context_window_tokens)
+    window = window_of(call, model)
+    return tokens if window is None else min(tokens, window)
 
 
 def output_tokens(call: Call, model: Model) -> int:

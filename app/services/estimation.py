@@ -90,11 +90,11 @@ class Estimation:
             )
         has_tools = "tools" in call.fields or "functions" in call.fields
         margin = OWN_MARGIN_TOOLS_PERCENT if has_tools else OWN_MARGIN_PERCENT
-        most = _with_margin(counted, margin) + OWN_MARGIN_TOKENS + media.most
+        most = _with_margin(counted, margin) + OWN_MARGIN_TOKENS * call.inputs + media.most
         return replace(
             estimate,
             prompt_tokens=counted + media.likely,
-            prompt_bound=min(estimate.prompt_bound, context_validation.within_window(most, model)),
+            prompt_bound=min(estimate.prompt_bound, context_validation.within_window(most, call, model)),
             kind=EstimateKind.TOKENIZER,
         )
 
@@ -119,11 +119,13 @@ class Estimation:
 
 def _is_doubtful(estimate: Estimate, call: Call, model: Model) -> bool:
     """Whether the prompt may be too long for the model's window, as far as bytes can tell."""
-    window = model.context_window_tokens
+    window = context_validation.window_of(call, model)
     if window is None:
         return False
-    wanted = call.max_tokens or 0
-    may_be = min(estimate.prompt_tokens * DOUBTFUL_FACTOR, call.prompt_bytes + context_validation.TOKENS_AROUND)
+    wanted = (call.max_tokens or 0) * call.inputs
+    may_be = min(
+        estimate.prompt_tokens * DOUBTFUL_FACTOR, call.prompt_bytes + context_validation.TOKENS_AROUND * call.inputs
+    )
     return may_be + wanted > window
 
 

@@ -112,6 +112,7 @@ FRAMING = (
     Vector("unknown object", wire(HEL, b'{"type":"ping"}', b"{}", STOP, DONE), (HEL, STOP, DONE)),
     Vector("unknown fields of SSE", wire(*ALL, before=b"foo: bar\nbaz\ndata: "), SEEN, EXACT),
     Vector("empty data", wire(HEL, b"", b" ", STOP, DONE), (HEL, STOP, DONE)),
+    Vector("null for data", wire(b"null", HEL, b"null", STOP, DONE), (HEL, STOP, DONE)),
     Vector(
         "multi-line data",
         b"".join(b"data: " + line + b"\n" for line in BROKEN.split(b"\n")) + b"\n" + wire(STOP, DONE),

@@ -129,6 +129,76 @@ show(completion.choices[0].message.parsed.model_dump())
     assert isinstance(parsed["legs"], int)
 
 
+async def test_text_completions(house: House, smollm: str) -> None:
+    answer = await sdk(
+        house,
+        """
+unary = client.completions.create(model=model, prompt="Once upon a time", max_tokens=8, temperature=0)
+stream = client.completions.create(
+    model=model, prompt=["Once upon a time", "The sky is"], max_tokens=8, temperature=0, stream=True,
+    stream_options={"include_usage": True},
+)
+chunks = [chunk.to_dict() for chunk in stream]
+show({"text": unary.choices[0].text, "usage": unary.usage.to_dict(), "id": unary._request_id, "chunks": chunks,
+      "stream_id": stream.response.headers["x-request-id"]})
+""",
+        key=await house.key(),
+        model=smollm,
+    )
+    assert answer["text"].strip()
+    record = await house.record(answer["id"])
+    assert (record["dialect"], record["outcome"], record["usage_quality"]) == ("completions", "ok", "exact")
+    assert record["completion_tokens"] == answer["usage"]["completion_tokens"] > 0
+    choices = [choice for chunk in answer["chunks"] for choice in chunk["choices"]]
+    assert {choice["index"] for choice in choices if choice["text"]} == {0, 1}
+    record = await house.record(answer["stream_id"])
+    assert (record["usage_quality"], record["completion_tokens"]) == ("exact", 16)
+
+
+async def test_embeddings(house: House, smollm: str) -> None:
+    answer = await sdk(
+        house,
+        """
+same, other = client.embeddings.create(model=model, input=["The cat sat.", "Stocks fell sharply today."]).data
+raw = client.embeddings.with_raw_response.create(model=model, input="The cat sat.", encoding_format="float")
+again = raw.parse()
+show({"same": same.embedding == again.data[0].embedding or
+      max(abs(a - b) for a, b in zip(same.embedding, again.data[0].embedding)) < 1e-3,
+      "differ": same.embedding != other.embedding, "size": len(same.embedding),
+      "usage": again.usage.to_dict(), "id": raw.headers["x-request-id"]})
+""",
+        key=await house.key(),
+        model=smollm,
+    )
+    assert answer["same"]
+    assert answer["differ"]
+    assert answer["size"] == 576
+    record = await house.record(answer["id"])
+    assert (record["dialect"], record["outcome"], record["usage_quality"]) == ("embeddings", "ok", "exact")
+    assert (record["prompt_tokens"], record["completion_tokens"]) == (answer["usage"]["prompt_tokens"], 0)
+
+
+async def test_azures_client(house: House, smollm: str) -> None:
+    answer = await sdk(
+        house,
+        """
+azure = openai.AzureOpenAI(azure_endpoint=os.environ["BASE_URL"], api_key=os.environ["KEY"], api_version="2024-10-21")
+chat = azure.chat.completions.create(model=model, messages=hello, max_tokens=4)
+stream = azure.chat.completions.create(model=model, messages=hello, max_tokens=4, stream=True)
+vectors = azure.embeddings.create(model=model, input="x")
+show({"text": chat.choices[0].message.content, "id": chat._request_id, "size": len(vectors.data[0].embedding),
+      "stream": "".join(chunk.choices[0].delta.content or "" for chunk in stream)})
+""",
+        key=await house.key(),
+        model=smollm,
+        path="",
+    )
+    assert answer["text"]
+    assert answer["stream"]
+    assert answer["size"] == 576
+    assert (await house.record(answer["id"]))["dialect"] == "chat"
+
+
 async def test_models(house: House, smollm: str) -> None:
     answer = await sdk(
         house,

@@ -1,0 +1,229 @@
+"""The operations that call a model, as `/openapi.json` shows them: what the gateway reads of each, and what comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from app.routers.openapi_shapes import (
+    CALLING,
+    Json,
+    in_path,
+    integer,
+    list_of,
+    object_of,
+    ref,
+    refused,
+    schema,
+    security,
+)
+
+_HEADERS = (
+    "x-request-id", "x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests",
+    "x-gateway-model", "x-gateway-endpoint", "x-gateway-attempts", "x-gateway-cost-usd",
+    "x-gateway-budget-remaining-usd",
+)  # fmt: skip
+_REST = (
+    "Members not listed here go to the model as they are; names that would steer the gateway (`api_base`, `api_key`, prices, "
+    "callbacks …) are refused with `param_not_allowed`."
+)
+_HELLO: Json = {"model": "demo", "messages": [{"role": "user", "content": "Hello"}]}
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    path: str
+    id: str
+    summary: str
+    about: str
+    request: str
+    """Names of schemas, here and below."""
+    answer: str
+    example: Json
+    chunk: str | None = None
+    parameters: list[Json] = field(default_factory=list)
+
+
+_DEPLOYMENT = in_path("model", "The model's name or one of its aliases, as Azure's clients name a deployment.")
+_CALLS = (
+    _Call(
+        "/v1/chat/completions", "createChatCompletion", "Ask a model", f"OpenAI's chat completions. {_REST}",
+        "ChatCompletionRequest", "ChatCompletion", _HELLO, "ChatCompletionChunk",
+    ),
+    _Call(
+        "/v1/completions", "createCompletion", "Let a model complete a text", f"OpenAI's text completions. {_REST}",
+        "CompletionRequest", "Completion", {"model": "demo", "prompt": "Once upon a time"}, "Completion",
+    ),
+    _Call(
+        "/v1/embeddings", "createEmbedding", "Turn texts into vectors", f"OpenAI's embeddings. {_REST}",
+        "EmbeddingRequest", "EmbeddingList", {"model": "demo", "input": ["one text", "another"]},
+    ),
+    _Call(
+        "/openai/deployments/{model}/chat/completions", "createDeploymentChatCompletion", "Ask a model, as Azure's clients do",
+        "The path names the model; `api-version` is ignored.", "DeploymentRequest", "ChatCompletion",
+        {"messages": _HELLO["messages"]}, "ChatCompletionChunk", [_DEPLOYMENT],
+    ),
+    _Call(
+        "/openai/deployments/{model}/completions", "createDeploymentCompletion", "Let a model complete a text, as Azure's clients do",
+        "The path names the model; `api-version` is ignored.", "DeploymentRequest", "Completion",
+        {"prompt": "Once upon a time"}, "Completion", [_DEPLOYMENT],
+    ),
+    _Call(
+        "/openai/deployments/{model}/embeddings", "createDeploymentEmbedding", "Turn texts into vectors, as Azure's clients do",
+        "The path names the model; `api-version` is ignored.", "DeploymentRequest", "EmbeddingList",
+        {"input": ["one text"]}, None, [_DEPLOYMENT],
+    ),
+)  # fmt: skip
+
+
+def call_paths() -> Json:
+    return {call.path: {"post": _described(call)} for call in _CALLS}
+
+
+def call_schemas() -> Json:
+    return {
+        "ChatMessage": _chat_message(),
+        "ChatCompletionRequest": _chat_completion_request(),
+        "ChatCompletion": _chat_completion(),
+        "ChatCompletionChunk": _chat_completion_chunk(),
+        "CompletionRequest": _completion_request(),
+        "Completion": _completion(),
+        "EmbeddingRequest": _embedding_request(),
+        "EmbeddingList": _embedding_list(),
+        "DeploymentRequest": object_of({"stream": {"type": "boolean", "default": False}}),
+    }
+
+
+def _described(call: _Call) -> Json:
+    answer: Json = {
+        "description": "The model's answer.",
+        "headers": {name: ref("headers", name) for name in _HEADERS},
+        "content": {"application/json": {"schema": schema(call.answer)}},
+    }
+    if call.chunk is not None:
+        answer["description"] = (
+            "The model's answer; with `stream: true` as server-sent events, ended by `data: [DONE]`. A failure after the first "
+            'content ends the stream with one `data: {"error": …}` event.'
+        )
+        answer["content"]["text/event-stream"] = {"schema": schema(call.chunk)}
+    return {
+        "tags": [CALLING],
+        "operationId": call.id,
+        "summary": call.summary,
+        "description": call.about,
+        "security": security(),
+        "parameters": call.parameters,
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": schema(call.request), "example": call.example}},
+        },
+        "responses": {"200": answer, **refused("400", "401", "402", "403", "404", "429", "502", "503", "504")},
+    }
+
+
+def _chat_message() -> Json:
+    content = {
+        "description": "Text, or a list of parts (text, image, audio).",
+        "type": ["string", "array", "null"],
+        "items": {},
+    }
+    roles = ["system", "developer", "user", "assistant", "tool", "function"]
+    return object_of({"role": {"type": "string", "enum": roles}, "content": content}, "role")
+
+
+def _chat_completion_request() -> Json:
+    properties = {
+        "model": {"type": "string", "description": "A name from `GET /v1/models`."},
+        "messages": {**list_of(schema("ChatMessage")), "minItems": 1},
+        "stream": {"type": "boolean", "default": False},
+        "stream_options": object_of({"include_usage": {"type": "boolean"}}),
+        "max_tokens": {"type": "integer", "minimum": 1},
+        "max_completion_tokens": {"type": "integer", "minimum": 1},
+        "n": {"type": "integer", "minimum": 1, "default": 1},
+        "temperature": {"type": "number", "minimum": 0, "maximum": 2},
+        "top_p": {"type": "number", "minimum": 0, "maximum": 1},
+        "stop": {"type": ["string", "array", "null"], "items": {"type": "string"}},
+        "tools": list_of({"type": "object"}),
+        "tool_choice": {"type": ["string", "object"]},
+        "response_format": {"type": "object"},
+    }
+    return object_of(properties, "model", "messages")
+
+
+def _chat_completion() -> Json:
+    choice = object_of(
+        {"index": integer(), "message": schema("ChatMessage"), "finish_reason": {"type": ["string", "null"]}},
+        "index", "message",
+    )  # fmt: skip
+    properties = {**_answer_head("chat.completion"), "choices": list_of(choice), "usage": schema("TokenUsage")}
+    return object_of(properties, "id", "object", "created", "model", "choices")
+
+
+def _chat_completion_chunk() -> Json:
+    choice = object_of(
+        {"index": integer(), "delta": {"type": "object"}, "finish_reason": {"type": ["string", "null"]}},
+        "index",
+        "delta",
+    )
+    properties = {
+        **_answer_head("chat.completion.chunk"),
+        "choices": list_of(choice),
+        "usage": {
+            "anyOf": [schema("TokenUsage"), {"type": "null"}],
+            "description": "Only where `include_usage` asks.",
+        },
+    }
+    return object_of(properties, "id", "object", "created", "model", "choices")
+
+
+def _answer_head(kind: str) -> Json:
+    return {"id": {"type": "string"}, "object": {"const": kind}, "created": integer(), "model": {"type": "string"}}
+
+
+def _completion_request() -> Json:
+    properties = {
+        "model": {"type": "string", "description": "A name from `GET /v1/models`."},
+        "prompt": {
+            "description": "A text, a list of texts, or texts as numbers of tokens.",
+            "type": ["string", "array"],
+            "items": {},
+        },
+        "suffix": {"type": ["string", "null"]},
+        "stream": {"type": "boolean", "default": False},
+        "stream_options": object_of({"include_usage": {"type": "boolean"}}),
+        "max_tokens": {"type": "integer", "minimum": 1},
+        "n": {"type": "integer", "minimum": 1, "default": 1},
+        "temperature": {"type": "number", "minimum": 0, "maximum": 2},
+        "stop": {"type": ["string", "array", "null"], "items": {"type": "string"}},
+    }
+    return object_of(properties, "model", "prompt")
+
+
+def _completion() -> Json:
+    choice = object_of(
+        {"index": integer(), "text": {"type": "string"}, "finish_reason": {"type": ["string", "null"]}}, "index", "text"
+    )
+    properties = {**_answer_head("text_completion"), "choices": list_of(choice), "usage": schema("TokenUsage")}
+    return object_of(properties, "id", "object", "created", "model", "choices")
+
+
+def _embedding_request() -> Json:
+    properties = {
+        "model": {"type": "string", "description": "A name from `GET /v1/models`."},
+        "input": {
+            "description": "A text, a list of texts, or texts as numbers of tokens.",
+            "type": ["string", "array"],
+            "items": {},
+        },
+        "dimensions": {"type": "integer", "minimum": 1},
+        "encoding_format": {"type": "string", "enum": ["float", "base64"]},
+    }
+    return object_of(properties, "model", "input")
+
+
+def _embedding_list() -> Json:
+    vector = {"type": ["array", "string"], "items": {"type": "number"}, "description": "Numbers, or base64 of them."}
+    item = object_of({"object": {"const": "embedding"}, "index": integer(), "embedding": vector}, "embedding")
+    usage = object_of({"prompt_tokens": integer(), "total_tokens": integer()})
+    return object_of(
+        {"object": {"const": "list"}, "data": list_of(item), "model": {"type": "string"}, "usage": usage}, "data"
+    )

@@ -1,0 +1,183 @@
+"""Text completions, embeddings and Azure's paths, all the way through: answered, priced, recorded, refused."""
+
+from __future__ import annotations
+
+import json
+from typing import cast
+
+import pytest
+
+from tests.e2e.house import HELLO, House, Json, error_of, request_id_of
+from tests.kit import raw_http
+from tests.kit.raw_http import RawResponse, SseStream, request_bytes
+from tests.kit.scenario import Scenario
+
+
+async def post(house: House, key: str, path: str, body: Json, *, header: str = "Authorization") -> RawResponse:
+    credential = f"Bearer {key}" if header == "Authorization" else key
+    return await raw_http.call(house.gateway.port, "POST", path, headers={header: credential}, json_body=body)
+
+
+async def sent_body(house: House, model: str) -> Json:
+    (line,) = (await house.upstream.invoice()).of_model(model).lines
+    return cast(Json, json.loads(line.body))
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/completions", "/v1/completions?beta=true"])
+async def test_a_text_completion_is_answered_priced_and_recorded(house: House, path: str) -> None:
+    key, model = await house.key(), await house.model(Scenario(text="Hello.", prompt_tokens=1000, completion_tokens=20))
+
+    answer = await post(house, key, path, {"model": model, "prompt": "Say hello.", "max_tokens": 30})
+
+    assert answer.status == 200
+    assert json.loads(answer.body)["choices"][0]["text"] == "Hello."
+    assert answer.header("x-gateway-cost-usd") == "0.002700000"
+    record = await house.record(request_id_of(answer))
+    assert (record["dialect"], record["outcome"], record["is_stream"]) == ("completions", "ok", False)
+    assert (record["prompt_tokens"], record["completion_tokens"], record["usage_quality"]) == (1000, 20, "exact")
+
+
+async def test_a_text_completion_streams_and_hides_the_usage_nobody_asked_for(house: House) -> None:
+    key, model = await house.key(), await house.model(Scenario(chunks=5, completion_tokens=5))
+    request = request_bytes(
+        "POST",
+        "/v1/completions",
+        headers={"Authorization": f"Bearer {key}"},
+        json_body={"model": model, "prompt": ["a", "b"], "stream": True},
+    )
+    async with SseStream.opened(house.gateway.port, request) as stream:
+        events = await stream.rest()
+        request_id = stream.head.header("x-request-id")
+
+    assert events[-1].is_done_marker
+    chunks = [json.loads(event.data) for event in events[:-1]]
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks).startswith("w0 w1 w2")
+    assert all(chunk["choices"] for chunk in chunks)
+    assert (await sent_body(house, model))["stream_options"] == {"include_usage": True}
+    record = await house.record(request_id or "")
+    assert (record["dialect"], record["outcome"], record["usage_quality"]) == ("completions", "ok", "exact")
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/embeddings"])
+async def test_embeddings_are_answered_priced_by_their_input_and_recorded(house: House, path: str) -> None:
+    key, model = await house.key(), await house.model(Scenario(prompt_tokens=1000))
+
+    answer = await post(house, key, path, {"model": model, "input": ["one", "two"], "encoding_format": "base64"})
+
+    assert answer.status == 200
+    assert len(json.loads(answer.body)["data"]) == 2
+    assert answer.header("x-gateway-cost-usd") == "0.002500000"
+    record = await house.record(request_id_of(answer))
+    assert (record["dialect"], record["prompt_tokens"], record["completion_tokens"]) == ("embeddings", 1000, 0)
+
+
+async def test_limits_and_budgets_hold_for_every_dialect(house: House) -> None:
+    calls: dict[str, Json] = {
+        "/v1/completions": {"prompt": "Say hello.", "max_tokens": 8},
+        "/v1/embeddings": {"input": "Say hello."},
+    }
+    model = await house.model()
+    for path, fields in calls.items():
+        once = await house.key(limits=[{"kind": "requests", "limit": 1, "window_seconds": 60}])
+        broke = await house.key(budgets=[{"period": "total", "hard_limit_usd": "0.000000001"}])
+        few = await house.key(limits=[{"kind": "tokens", "limit": 1, "window_seconds": 60}])
+        assert (await post(house, once, path, {"model": model, **fields})).status == 200
+        refused = await post(house, once, path, {"model": model, **fields})
+        assert (refused.status, error_of(refused)["type"]) == (429, "requests")
+        refused = await post(house, broke, path, {"model": model, **fields})
+        assert (refused.status, error_of(refused)["code"]) == (402, "budget_exceeded")
+        assert (await post(house, few, path, {"model": model, **fields})).status == 200, "alone, it is admitted"
+        refused = await post(house, few, path, {"model": model, **fields})
+        assert (refused.status, error_of(refused)["type"]) == (429, "tokens")
+
+
+async def test_a_hard_budget_pays_for_embeddings_exactly(house: House) -> None:
+    """Nothing is written, so nothing but the input has to be paid for: the last cent can be spent."""
+    model = await house.model(Scenario(prompt_tokens=10))
+    key = await house.key(budgets=[{"period": "total", "hard_limit_usd": "0.000200000"}])
+
+    statuses = [
+        (await post(house, key, "/v1/embeddings", {"model": model, "input": "Say hello."})).status for _ in range(10)
+    ]
+
+    assert statuses.count(200) >= 4
+    assert set(statuses) == {200, 402}
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/embeddings"])
+@pytest.mark.parametrize(
+    ("scenario", "status", "code"),
+    [
+        (Scenario(status=500, echo_credentials=True), 502, "upstream_error"),
+        (Scenario(status=401, echo_credentials=True), 502, "upstream_error"),
+        (Scenario(status=422, error_code="invalid_value"), 422, "invalid_value"),
+        (Scenario(raw_body="<html>", content_type="text/html"), 502, "upstream_bad_response"),
+        (Scenario(raw_body='{"error":{"message":"full","code":503}}'), 503, "no_healthy_endpoint"),
+        (Scenario(accept_and_close=True), 502, "upstream_error"),
+    ],
+)
+async def test_t063_t064_t069_t072_bad_answers_of_every_dialect_are_told_apart(
+    house: House, path: str, scenario: Scenario, status: int, code: str
+) -> None:
+    key, model = await house.key(), await house.model(scenario)
+
+    answer = await post(house, key, path, {"model": model, "prompt": "hi", "input": "hi"})
+
+    assert (answer.status, error_of(answer)["code"]) == (status, code)
+    assert "sk-upstream-key" not in answer.text
+    assert (await house.record(request_id_of(answer)))["cost_usd"] == "0.000000000"
+
+
+# ── Azure's clients ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+OPERATIONS: dict[str, tuple[Json, str]] = {
+    "chat/completions": ({"messages": HELLO}, "chat"),
+    "completions": ({"prompt": "hi"}, "completions"),
+    "embeddings": ({"input": "hi"}, "embeddings"),
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("said", [None, "something-else"])
+async def test_azures_clients_name_the_model_in_the_path(house: House, operation: str, said: str | None) -> None:
+    key, model = await house.key(), await house.model()
+    fields, dialect = OPERATIONS[operation]
+    body: Json = {**fields, **({"model": said} if said else {})}
+
+    answer = await post(
+        house, key, f"/openai/deployments/{model}/{operation}?api-version=2024-10-21", body, header="api-key"
+    )
+
+    assert answer.status == 200
+    assert answer.header("x-gateway-model") == model
+    assert (await house.record(request_id_of(answer)))["dialect"] == dialect
+    assert (await sent_body(house, model))["model"] == model
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_azures_newer_path_is_openais_under_a_prefix(house: House, operation: str) -> None:
+    key, model = await house.key(), await house.model()
+    body: Json = {"model": model, **OPERATIONS[operation][0]}
+    assert (await post(house, key, f"/openai/v1/{operation}", body, header="api-key")).status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("/openai/deployments/no-such-model/chat/completions", 404, "model_not_found"),
+        ("/openai/deployments/x/no-such-operation", 404, "not_found"),
+        ("/openai/deployments//chat/completions", 404, "not_found"),
+    ],
+)
+async def test_t038_what_no_deployment_answers_is_not_found(house: House, path: str, status: int, code: str) -> None:
+    answer = await post(house, await house.key(), path, {"messages": HELLO}, header="api-key")
+    assert (answer.status, error_of(answer)["code"]) == (status, code)
+
+
+async def test_t038_a_model_that_is_not_allowed_is_refused_in_the_path_too(house: House) -> None:
+    allowed, other = await house.model(), await house.model()
+    key = await house.key(allowed_models=[allowed])
+    path = f"/openai/deployments/{other}/chat/completions"
+    answer = await post(house, key, path, {"messages": HELLO, "model": allowed})
+    assert (answer.status, error_of(answer)["code"]) == (403, "model_not_allowed")
+    assert (await house.upstream.invoice()).of_model(other).lines == ()
