@@ -6,6 +6,7 @@ Imports what it needs inside each command: `--help` should not wait for a web fr
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -80,6 +81,42 @@ def torture(
     raise typer.Exit(
         run(duration_s=seconds, processes=processes, clients=clients, seed=seed, faults=faults, as_json=as_json)
     )
+
+
+@cli.command()
+def bench(
+    short: Annotated[bool, typer.Option("--short", help="One round of seconds instead of three.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every figure as JSON.")] = False,
+    workers: Annotated[int, typer.Option(help="WORKERS of the gateway that is measured.", min=1, max=64)] = 1,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Another gateway, running: http://HOST:PORT. Its model must lead to --upstream-port."),
+    ] = None,
+    against_key: Annotated[str, typer.Option(help="A key of it.")] = "none",
+    against_model: Annotated[str, typer.Option(help="What it calls the model.")] = "bench",
+    beside: Annotated[
+        Path | None, typer.Option(help="Another checkout of this repository, run the same way: before and after.")
+    ] = None,
+    upstream_port: Annotated[int, typer.Option(help="Where the scripted upstream listens; 0: anywhere.")] = 0,
+    rounds: Annotated[int | None, typer.Option(help="Rounds. [default: 3]", min=1)] = None,
+    only: Annotated[str | None, typer.Option(help="Some of: unary,stream,paced,latency.")] = None,
+) -> None:
+    """Measure what a call costs, beside nginx and other gateways, in one interleaved run. Needs nothing, touches nothing of yours."""
+    from app.bench.command import bench as run
+    from app.bench.plan import Against
+
+    other = Against(against, against_key, against_model) if against else None
+    status = run(
+        is_short=short,
+        as_json=as_json,
+        workers=workers,
+        against=other,
+        beside=beside,
+        upstream_port=upstream_port,
+        rounds=rounds,
+        only=only,
+    )
+    raise typer.Exit(status)
 
 
 @cli.command("verify-ledger")

@@ -123,7 +123,7 @@ def names_anything(name: str) -> Test:
 
 SQL_FILES = ("app/storage/*", "app/models/tables.py", "app/database.py", "migrations/*")
 
-JUDGE = ("app/torture/*",)
+JUDGE = ("app/torture/*", "app/bench/*")
 """It proves the gateway from outside, so it looks into the stores with its own eyes and not through the code that it judges."""
 
 RULES = (

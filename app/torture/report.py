@@ -64,7 +64,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """One line that stays."""
-        self._console.print(line)
+        self._console.print(line, soft_wrap=True)
 
     def show(self, line: str) -> None:
         """The line that is redrawn."""
@@ -72,7 +72,7 @@ class Progress:
             self._live.update(Text(line))
         elif time.monotonic() - self._shown_at_s > LINE_EVERY_S:
             self._shown_at_s = time.monotonic()
-            self._console.print(line)
+            self._console.print(line, soft_wrap=True)
 
 
 def progress_line(clients: Clients, chaos: Chaos, left_s: float) -> str:
