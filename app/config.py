@@ -109,6 +109,10 @@ class Settings(BaseSettings):
         (), examples=["10.0.0.0/8, 127.0.0.1"]
     )
     upstream_private_hosts: str = Field("", examples=["loopback, 10.0.0.0/8, llm.internal"])
+    upstream_ca_files: Annotated[tuple[tuple[str, Path], ...], NoDecode] = Field(
+        (), examples=["llm.corp.example=/etc/ssl/corp-ca.pem"]
+    )
+    write_stall_seconds: float = Field(60.0, gt=0, allow_inf_nan=False, examples=["60"])
     docs_enabled: bool = Field(True, examples=["false"])
 
     is_embedded: bool = Field(False, validation_alias="GATEWAY_EMBEDDED", examples=["true"])
@@ -189,6 +193,16 @@ class Settings(BaseSettings):
             return tuple(ip_network(item.strip(), strict=False) for item in value.split(",") if item.strip())
         except ValueError:
             raise ValueError("is not a comma-separated list of addresses and networks") from None
+
+    @field_validator("upstream_ca_files", mode="before")
+    @classmethod
+    def _authorities(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        pairs = [entry.partition("=") for entry in value.split(",") if entry.strip()]
+        if not all(host.strip() and path.strip() for host, _, path in pairs):
+            raise ValueError("is not a comma-separated list of host=file")
+        return tuple((host.strip().lower().strip("[]"), Path(path.strip())) for host, _, path in pairs)
 
     @field_validator(*SECRETS, "llm_api_key")
     @classmethod

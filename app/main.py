@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -37,7 +38,7 @@ from app.providers.litellm import LiteLLMProvider
 from app.providers.price_map import PriceMap
 from app.providers.relay import OpenAIRelay
 from app.providers.tokenizer import BundledTokenizer
-from app.providers.transport import Transport
+from app.providers.transport import Transport, tls_trusting
 from app.providers.webhook import Webhook
 from app.redis_client import RedisClient, open_redis
 from app.routers import admin, alerts, apps, health, management, metrics, sign_in
@@ -176,7 +177,9 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         identities=identities,
         on_swap=balancer.forget_all_but,
     )
-    transport, litellm = Transport(egress), LiteLLMProvider(egress, clock=clock)
+    tls_by_host = private_authorities(settings)
+    transport = Transport(egress, tls_by_host=tls_by_host)
+    litellm = LiteLLMProvider(egress, clock=clock, tls_by_host=tls_by_host)
     providers: dict[ProviderKind, Provider] = {
         ProviderKind.OPENAI: OpenAIRelay(transport),
         ProviderKind.LITELLM: litellm,
@@ -309,6 +312,7 @@ def create_app(settings: Settings, clock: Clock | None = None) -> GatewayMiddlew
         routes=data_plane.routes,
         prefixes=data_plane.prefixes,
         is_draining=lambda: container.health.is_draining,
+        write_stall_s=settings.write_stall_seconds,
     )
 
 
@@ -422,6 +426,17 @@ async def ensure_partitions(process: Process) -> None:
     """This month's partitions and the next's, before a batch needs them."""
     now = process.container.clock.now()
     await process.ledger.ensure_partitions(now, now + timedelta(days=28))
+
+
+def private_authorities(settings: Settings) -> dict[str, ssl.SSLContext]:
+    """By host, what its certificates are checked against in place of the system's authorities. Raises: SettingsError."""
+    try:
+        return {host: tls_trusting(path) for host, path in settings.upstream_ca_files}
+    except OSError as fault:
+        raise SettingsError(
+            f"UPSTREAM_CA_FILES names a file that cannot be read as certificates ({fault.strerror or 'no PEM in it'}). "
+            "Set it to host=file, for example llm.corp.example=/etc/ssl/corp-ca.pem."
+        ) from None
 
 
 def egress_policy(settings: Settings) -> EgressPolicy:

@@ -249,12 +249,15 @@ class UpstreamUrl:
     host: str
     port: int
     path: str
+    query: str = ""
+    """Azure's `api-version=…`, or nothing."""
 
     @property
     def text(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         port = "" if self.port == _DEFAULT_PORTS[self.scheme] else f":{self.port}"
-        return f"{self.scheme}://{host}{port}{self.path}"
+        query = f"?{self.query}" if self.query else ""
+        return f"{self.scheme}://{host}{port}{self.path}{query}"
 
 
 _DEFAULT_PORTS = {"https": 443, "http": 80}
@@ -307,17 +310,18 @@ def _read(url: str, policy: EgressPolicy) -> UpstreamUrl:
         raise _Fault("must begin with https:// (or http:// for a host that UPSTREAM_PRIVATE_HOSTS allows)")
     if "@" in parts.netloc:
         raise _Fault("may not hold a user name or password; give the credential as api_key")
-    if "#" in url or "?" in url:
-        raise _Fault("may not hold a query or a fragment")
+    if "#" in url or ("?" in url and not _API_VERSION.fullmatch(parts.query)):
+        raise _Fault("may hold no fragment, and of queries only Azure's api-version")
     if port is None:
         port = _DEFAULT_PORTS[scheme]
     if port == 0 or port in _NON_HTTP_PORTS:
         raise _Fault(f"names the port {port}, which is not one of HTTP")
     host, ip = _host_in(parts.netloc.lower())
     _require_allowed(scheme, host, ip, policy)
-    return UpstreamUrl(scheme, host, port, parts.path.rstrip("/"))
+    return UpstreamUrl(scheme, host, port, parts.path.rstrip("/"), parts.query)
 
 
+_API_VERSION = re.compile(r"api-version=[\w.-]{1,40}", re.ASCII)
 _NETLOC = re.compile(r"(?:\[(?P<v6>[0-9a-f:.]+)\]|(?P<name>[^\[\]:@%]+))(?::[0-9]*)?\Z")
 
 

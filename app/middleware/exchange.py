@@ -36,6 +36,8 @@ MAX_HEADERS = 100
 MAX_HEADER_BYTES = 16 * 1024
 MAX_APP_HEADER_BYTES = 1024
 """No secret, app's id or user's id is as long as that."""
+PART_BYTES = 256 * 1024
+"""Of a large answer, handed to the server at once."""
 MAX_LENGTH_DIGITS = 18
 """No body is a million terabytes long, and Python refuses to read numbers of thousands of digits."""
 
@@ -44,9 +46,11 @@ class Exchange:
     """A request being answered. Headers that matter are read once, in `headers`; sent twice they are refused, never chosen from."""
 
     __slots__ = (
+        "_is_sending",
         "_receive",
         "_scope",
         "_send",
+        "_sent_parts",
         "_spoke",
         "argument",
         "client_request_id",
@@ -55,9 +59,20 @@ class Exchange:
         "path",
         "request_id",
         "started",
+        "write_stall_s",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str, argument: str = "") -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        request_id: str,
+        argument: str = "",
+        *,
+        write_stall_s: float = 60.0,
+    ) -> None:
+        """`write_stall_s`: how long the client may take nothing of what is sent before it is given up."""
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -67,6 +82,9 @@ class Exchange:
         self.path: str = scope["path"]
         self.started = False
         self._spoke = False
+        self._is_sending = False
+        self._sent_parts = 0
+        self.write_stall_s = write_stall_s
         self.headers: dict[bytes, bytes] = {}
         self.client_request_id: str | None = None
 
@@ -152,7 +170,16 @@ class Exchange:
     async def send(self, status: int, headers: Headers, body: bytes) -> None:
         """A whole answer."""
         await self.start(status, [*headers, (b"content-length", b"%d" % len(body))])
-        await self.send_last(b"" if self.method == "HEAD" else body)
+        if len(body) <= PART_BYTES or self.method == "HEAD":
+            await self.send_last(b"" if self.method == "HEAD" else body)
+            return
+        try:  # in parts, so that one who takes nothing can be told from one who takes his time
+            for start in range(0, len(body), PART_BYTES):
+                async with asyncio.timeout(self.write_stall_s):
+                    await self.send_part(body[start : start + PART_BYTES])
+            await self.send_last(b"")
+        except TimeoutError:
+            self.cut_off()
 
     async def start(self, status: int, headers: Headers) -> None:
         self.started = True
@@ -171,9 +198,24 @@ class Exchange:
         self._spoke = False
         return is_silent
 
+    def sending(self) -> int:
+        """Which part is being sent at this moment; 0 for none. The same number twice: the client took none of it in between."""
+        return self._sent_parts if self._is_sending else 0
+
+    def cut_off(self) -> None:
+        """Close the connection at once. A close that is polite would wait until the client takes what was sent, which it does not.
+
+        ASGI knows no such thing, so the server's own transport is asked for; where there is none, the server closes politely.
+        """
+        transport = getattr(getattr(self._send, "__self__", None), "transport", None)
+        if transport is not None:
+            transport.abort()
+
     async def send_part(self, body: bytes) -> None:
-        self._spoke = True
+        self._spoke = self._is_sending = True
+        self._sent_parts += 1
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        self._is_sending = False
 
     async def send_last(self, body: bytes) -> None:
         await self._send({"type": "http.response.body", "body": body, "more_body": False})

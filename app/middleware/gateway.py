@@ -41,11 +41,13 @@ class GatewayMiddleware:
         routes: Mapping[str, Route],
         prefixes: tuple[Route, ...],
         is_draining: Callable[[], bool],
+        write_stall_s: float = 60.0,
     ) -> None:
         self._app = app
         self._routes = routes
         self._prefixes = prefixes
         self._is_draining = is_draining
+        self._write_stall_s = write_stall_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,7 +66,8 @@ class GatewayMiddleware:
         if route is None:
             await self._app(scope, receive, _with_request_id(send, request_id))
         else:
-            await self._answer(route, Exchange(scope, receive, send, request_id, argument))
+            exchange = Exchange(scope, receive, send, request_id, argument, write_stall_s=self._write_stall_s)
+            await self._answer(route, exchange)
 
     async def _answer(self, route: Route, exchange: Exchange) -> None:
         """Run a handler. Errors it lets through are answered here, unless its answer had begun."""

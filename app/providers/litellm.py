@@ -18,6 +18,7 @@ import asyncio
 import importlib
 import logging
 import re
+import ssl
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +42,7 @@ from app.exceptions import AttemptFailed, FailureKind, InvalidRequest, UpstreamE
 from app.providers import failures
 from app.providers.base import Answer
 from app.providers.relay import keep_answer, since_ms
-from app.providers.transport import REASONS, AddressBlocked, AddressPolicy, ExchangeFailed, Transport
+from app.providers.transport import NO_HOSTS, REASONS, AddressBlocked, AddressPolicy, ExchangeFailed, Transport
 
 _SWITCHES: Final = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # prices come from the package's file, not from GitHub at every start
@@ -108,9 +109,15 @@ _MAX_KNOWN_MODELS: Final = 1024
 class LiteLLMProvider:
     """One attempt at a time through LiteLLM; see `app.providers.base.Provider`. Serves chat completions only."""
 
-    def __init__(self, policy: AddressPolicy, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        policy: AddressPolicy,
+        *,
+        clock: Clock | None = None,
+        tls_by_host: Mapping[str, ssl.SSLContext] = NO_HOSTS,
+    ) -> None:
         self._clock = clock or SystemClock()
-        self._transport = Transport(policy)
+        self._transport = Transport(policy, tls_by_host=tls_by_host)
         """Its own, not the one that relays: LiteLLM's requests are watched by hooks that those do without."""
         self._sdk: Any = None
         self._importer = ThreadPoolExecutor(1, thread_name_prefix="litellm-import")

@@ -21,6 +21,7 @@ from app.domain.call import Call, Meter, Quality
 from app.domain.catalog import Endpoint
 from app.exceptions import AttemptFailed
 from app.providers import failures
+from app.providers.addresses import address_of
 from app.providers.base import Answer
 from app.providers.transport import Deadlines, Exchange, ExchangeFailed, Outgoing, Transport
 
@@ -51,7 +52,7 @@ class MakesStreams(Protocol):
 
 
 class OpenAIRelay:
-    """`Provider` for every upstream that speaks the caller's dialect itself and takes `Authorization: Bearer`."""
+    """`Provider` for every upstream that speaks the caller's dialect itself."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -67,29 +68,27 @@ class OpenAIRelay:
         deadline_s: float,
     ) -> RelayAttempt:
         timeouts = endpoint.timeouts
+        address = address_of(endpoint, dialect.upstream_path)
         outgoing = Outgoing(
             method="POST",
-            url=endpoint.api_base.rstrip("/") + dialect.upstream_path,
+            url=address.url,
             deadlines=Deadlines(
                 connect_s=timeouts.connect_s,
                 first_byte_s=timeouts.first_byte_s(is_stream=call.is_stream),
                 between_bytes_s=timeouts.between_tokens_s,
                 total_at_s=min(deadline_s, monotonic() + timeouts.total_s),
             ),
-            headers=_headers_for(call, endpoint),
+            headers={
+                "Content-Type": _JSON,
+                "Accept": _SSE if call.is_stream else _JSON,
+                **address.credential(endpoint.credential),
+            },
             body=dialect.upstream_body(call, upstream_model=endpoint.upstream_model, max_tokens=max_tokens),
         )
         return RelayAttempt(self._transport.opened(outgoing), call, dialect, meter, outgoing.deadlines)
 
     async def close(self) -> None:
         """The transport is shared; who made it closes it."""
-
-
-def _headers_for(call: Call, endpoint: Endpoint) -> dict[str, str]:
-    headers = {"Content-Type": _JSON, "Accept": _SSE if call.is_stream else _JSON}
-    if endpoint.credential:
-        headers["Authorization"] = f"Bearer {endpoint.credential}"
-    return headers
 
 
 class RelayAttempt:

@@ -27,9 +27,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
+from pathlib import Path
 from time import monotonic
-from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -56,6 +57,9 @@ _DNS_TTL_S = 30
 _DNS_THREADS = 4
 _MAX_URLS = 4096
 _USER_AGENT = "antigravity-llm-gateway"
+
+
+NO_HOSTS: Mapping[str, ssl.SSLContext] = MappingProxyType({})
 
 
 class AddressPolicy(Protocol):
@@ -110,12 +114,20 @@ class Transport:
     """
 
     def __init__(
-        self, policy: AddressPolicy, *, max_body_bytes: int = MAX_BODY_BYTES, tls: ssl.SSLContext | None = None
+        self,
+        policy: AddressPolicy,
+        *,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        tls: ssl.SSLContext | None = None,
+        tls_by_host: Mapping[str, ssl.SSLContext] = NO_HOSTS,
     ) -> None:
-        if tls is not None and (tls.verify_mode is not ssl.CERT_REQUIRED or not tls.check_hostname):
+        """`tls_by_host` takes the place of `tls` for hosts whose certificates a private authority signs; see `tls_trusting`."""
+        contexts = [*tls_by_host.values(), *([tls] if tls else [])]
+        if any(each.verify_mode is not ssl.CERT_REQUIRED or not each.check_hostname for each in contexts):
             raise ValueError("a TLS context that does not verify is no protection at all")
         self._policy = policy
         self._tls = tls
+        self._tls_by_host = tls_by_host
         self.max_body_bytes = max_body_bytes
         self._session: aiohttp.ClientSession | None = None
         self._resolver: _GuardedResolver | None = None
@@ -139,6 +151,7 @@ class Transport:
             self._resolver = _GuardedResolver(self._policy)
             self._session = aiohttp.ClientSession(
                 connector=_Connector(
+                    tls_by_host=self._tls_by_host,
                     ssl=self._tls or _system_tls(),
                     socket_factory=_bounded_socket,
                     resolver=self._resolver,
@@ -191,6 +204,11 @@ def _system_tls() -> ssl.SSLContext:
     cafile = paths.openssl_cafile if os.path.isfile(paths.openssl_cafile) else None
     capath = paths.openssl_capath if os.path.isdir(paths.openssl_capath) else None
     return ssl.create_default_context(cafile=cafile, capath=capath)
+
+
+def tls_trusting(authorities: Path) -> ssl.SSLContext:
+    """Trust in the authorities of a PEM file and in no others. Raises: OSError, for a file that holds none as well."""
+    return ssl.create_default_context(cafile=authorities)
 
 
 class Exchange:
@@ -348,6 +366,15 @@ _EXCHANGE: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
 
 class _Connector(aiohttp.TCPConnector):
     """Tells the exchange when its connection is there, and never hands out one that the upstream has closed."""
+
+    def __init__(self, *, tls_by_host: Mapping[str, ssl.SSLContext], **options: Any) -> None:
+        super().__init__(**options)
+        self._tls_by_host = tls_by_host
+
+    def _get_ssl_context(self, req: ClientRequest) -> ssl.SSLContext | None:
+        """By host, so that it holds for whoever uses the session; a pooled connection is only ever used for its own host."""
+        own = self._tls_by_host.get((req.url.host or "").lower()) if req.is_ssl() else None
+        return own or super()._get_ssl_context(req)
 
     async def connect(self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout) -> Connection:
         exchange = _EXCHANGE.get()

@@ -115,7 +115,7 @@ async def watched(exchange: Exchange, meter: Meter, running: RunningCalls) -> As
         raise RuntimeError("a call is made inside a task")
 
     async def watch() -> None:
-        await _until_hung_up(exchange)
+        await _until_hung_up(exchange, meter)
         meter.has_client_left = True
         call.cancel()
 
@@ -134,16 +134,36 @@ async def watched(exchange: Exchange, meter: Meter, running: RunningCalls) -> As
         await asyncio.wait([watcher])
 
 
-async def _until_hung_up(exchange: Exchange) -> None:
-    """Return when the client is gone; meanwhile keep a stream that stays silent alive with comments."""
+async def _until_hung_up(exchange: Exchange, meter: Meter) -> None:
+    """Return when the client is gone, or takes nothing any more; meanwhile keep a stream that stays silent alive with comments."""
     receive: Receive = exchange.receive
+    stall_s = exchange.write_stall_s
+    tick_s = min(KEEP_ALIVE_S, stall_s / 4)
+    stuck, stuck_s, silent_s = 0, 0.0, 0.0
     while True:
         try:
-            async with asyncio.timeout(KEEP_ALIVE_S):
+            async with asyncio.timeout(tick_s):
                 message = await receive()
-        except TimeoutError:
-            if exchange.has_been_silent():
-                await exchange.send_part(KEEP_ALIVE)
+            if message["type"] == "http.disconnect":
+                return
             continue
-        if message["type"] == "http.disconnect":
+        except TimeoutError:
+            pass
+        part = exchange.sending()
+        stuck_s = stuck_s + tick_s if part and part == stuck else 0.0
+        stuck = part
+        silent_s = silent_s + tick_s if exchange.has_been_silent() and not part else 0.0
+        if stuck_s >= stall_s or (silent_s >= KEEP_ALIVE_S and not await _kept_alive(exchange)):
+            meter.error_reason = "write_stalled"
+            exchange.cut_off()
             return
+
+
+async def _kept_alive(exchange: Exchange) -> bool:
+    """Send a comment. False when the client does not even take that."""
+    try:
+        async with asyncio.timeout(exchange.write_stall_s):
+            await exchange.send_part(KEEP_ALIVE)
+    except TimeoutError:
+        return False
+    return True

@@ -48,6 +48,11 @@ MALFORMED = [
         "https://-a.com",
         "https://%31.com",
     ),
+    *(
+        "https://example.com?api-version=",
+        "https://example.com?api-version=1&key=2",
+        "https://example.com?api-version=a b",
+    ),
     "https://example.com/" + "a" * 10_000,
 ]
 LOOPBACK = [
@@ -197,3 +202,8 @@ def _outcome(url: str, policy: EgressPolicy) -> str | None:
         return checked_url(url, policy).text
     except InvalidRequest:
         return None
+
+
+def test_azures_api_version_is_the_one_query_that_a_base_may_hold() -> None:
+    url = checked_url("https://R.openai.azure.com/?api-version=2024-10-21", NOTHING_PRIVATE)
+    assert url.text == "https://r.openai.azure.com?api-version=2024-10-21"

@@ -181,3 +181,19 @@ async def test_t038_a_model_that_is_not_allowed_is_refused_in_the_path_too(house
     answer = await post(house, key, path, {"messages": HELLO, "model": allowed})
     assert (answer.status, error_of(answer)["code"]) == (403, "model_not_allowed")
     assert (await house.upstream.invoice()).of_model(other).lines == ()
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_azure_as_an_upstream_is_called_by_its_own_paths_and_header(house: House, operation: str) -> None:
+    key, model = await house.key(), await house.model(endpoints=0)
+    base = house.upstream.base_url.removesuffix("/v1")
+    await house.endpoint(model, upstream_model="my-deployment", api_base=f"{base}?api-version=2024-10-21")
+    fields, _ = OPERATIONS[operation]
+
+    answer = await post(house, key, f"/v1/{operation}", {"model": model, **fields})
+
+    assert answer.status == 200
+    path = f"/openai/deployments/my-deployment/{operation}"
+    line = [line for line in (await house.upstream.invoice()).lines if line.path == path][-1]
+    assert line.query == "api-version=2024-10-21"
+    assert (line.header("api-key"), line.header("authorization")) == ("sk-upstream-key-of-the-tests", None)

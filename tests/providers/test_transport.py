@@ -16,7 +16,7 @@ import pytest
 import uvloop
 
 from app.domain.egress import LAPTOP, NOTHING_PRIVATE, EgressPolicy
-from app.providers.transport import Deadlines, ExchangeFailed, Outgoing, Transport
+from app.providers.transport import Deadlines, ExchangeFailed, Outgoing, Transport, tls_trusting
 from tests.kit.certificates import make_certificate
 from tests.kit.scenario import RawPiece, Scenario
 from tests.kit.upstream import ScriptedUpstream
@@ -506,6 +506,26 @@ async def test_t085_a_trusted_authority_is_enough_and_the_connection_is_pooled(t
             assert b'"choices"' in await fetched(transport, chat(upstream))
         assert {line.connection for line in upstream.invoice().lines} == {1}
     await transport.close()
+
+
+async def test_t085_a_private_authority_counts_for_its_own_host_alone(tmp_path: Path) -> None:
+    ours, other = make_certificate(tmp_path), make_certificate(tmp_path, host="localhost")
+    transport = Transport(LAPTOP, tls_by_host={"127.0.0.1": tls_trusting(ours.certificate)})
+    async with (
+        ScriptedUpstream(tls=ours.server_context()) as trusted,
+        ScriptedUpstream(tls=other.server_context()) as stranger,
+    ):
+        assert b'"choices"' in await fetched(transport, chat(trusted))
+        for url in (stranger.base_url, stranger.base_url.replace("127.0.0.1", "localhost")):
+            assert (await failure(transport, post(f"{url}/chat/completions"))).reason == "tls_certificate"
+        assert stranger.invoice().lines == ()
+    await transport.close()
+
+
+def test_t085_a_file_without_certificates_is_no_authority(tmp_path: Path) -> None:
+    (tmp_path / "empty.pem").write_text("nothing")
+    with pytest.raises(OSError, match=r"PEM|X509|certificate"):
+        tls_trusting(tmp_path / "empty.pem")
 
 
 def test_t085_a_context_that_does_not_verify_is_refused() -> None:
