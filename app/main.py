@@ -129,10 +129,9 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
     shared, stream = RedisCounters(redis, process_id=process_id), RedisUsageSink(redis)
     journal = Journal(settings.data_dir / JOURNAL)
     counters = FallbackCounters(
-        RecoveringCounters(shared, ledger=ledger, clock=clock),
+        RecoveringCounters(shared, sink=stream, ledger=ledger, clock=clock),
         local=LocalCounters(lambda: int(clock.monotonic() * 1000)),
         journal=journal,
-        sink=stream,
         clock=clock,
         is_local=settings.on_redis_down is OnRedisDown.LOCAL,
     )

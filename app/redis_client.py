@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ PUMPS = 2
 """Pipelines under way at once: one on the wire while the next gathers."""
 BATCH_MAX = 256
 """Calls per pipeline; bounds how long one round trip holds the server."""
+
+STALLED_S = 0.05
+"""A timer that fires so much too late says that this process stood still (stopped, or starved): its time is no measure of the server."""
 
 BROKEN = (RedisError, OSError, RuntimeError)
 """What a broken connection shows as. RuntimeError is uvloop's: writing to a connection that was reset a moment ago raises it."""
@@ -119,6 +123,9 @@ class RedisClient:
     async def _pump(self) -> None:
         """Send what is queued until the client closes and nothing is left."""
         connection = self.redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+        connection.socket_connect_timeout = (
+            None  # it is a part of the exchange, whose bound knows of a process that stood still
+        )
         try:
             while not (self._is_closing and not self._queue):
                 await self._wakeup.wait()
@@ -134,7 +141,7 @@ class RedisClient:
     async def bounded(self, timeout_s: float | None = None) -> AsyncIterator[Redis]:
         """The client itself, for commands off the hot path. Errors and time-outs become CounterStoreAway."""
         try:
-            async with asyncio.timeout(timeout_s or self._timeout_s):
+            async with _within(timeout_s or self._timeout_s):
                 yield self.redis
         except BROKEN as error:
             raise CounterStoreAway() from error
@@ -150,7 +157,7 @@ class RedisClient:
     async def _send(self, connection: AbstractConnection, batch: list[_Queued]) -> None:
         """One exchange. However it fails, everybody in it is told, and those that wait behind a server that is silent are too."""
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with _within(self._timeout_s):
                 await self._make_ready(connection)
                 answers = await _exchange(connection, _packed(batch), len(batch))
                 unknown = self._deliver(batch, answers)
@@ -195,6 +202,35 @@ class RedisClient:
             elif not queued.answer.done():
                 queued.answer.set_result(answer)
         return unknown
+
+
+@asynccontextmanager
+async def _within(timeout_s: float) -> AsyncIterator[None]:
+    """`asyncio.timeout` for an exchange with a server. Raises: TimeoutError.
+
+    A process that was stopped wakes with its timers due and the answers unread. Taken for the server's silence, that would have every
+    limit enforced by this process alone, beside all the others that hear the server well. So a time-out that comes late is granted
+    once more, and the answers are read first.
+    """
+    loop = asyncio.get_running_loop()
+    due_s = time.monotonic() + timeout_s
+    async with asyncio.timeout(None) as bound:
+
+        def end() -> None:
+            bound.reschedule(loop.time())
+
+        def look() -> None:
+            if time.monotonic() - due_s > STALLED_S:
+                timers.append(loop.call_later(timeout_s, end))
+            else:
+                end()
+
+        timers = [loop.call_later(timeout_s, look)]
+        try:
+            yield
+        finally:
+            for timer in timers:
+                timer.cancel()
 
 
 def open_redis(url: str, *, timeout_ms: int, is_cluster: bool = False) -> RedisClient:

@@ -293,8 +293,9 @@ class FakeSink:
     records: list[bytes]
     confirmed: int = 0
 
-    async def append(self, packed: bytes) -> None:
+    async def append(self, packed: bytes) -> str:
         self.records.append(packed)
+        return str(len(self.records) - 1)
 
     async def pending(self, *, limit: int, wait_s: float) -> list[PendingRecord]:
         return [PendingRecord(str(number), packed) for number, packed in enumerate(self.records)]

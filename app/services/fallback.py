@@ -26,7 +26,7 @@ from app.domain.budget import BudgetClaim, BudgetState
 from app.domain.limits import Claim, ClaimState
 from app.domain.money import NanoUsd
 from app.exceptions import CounterStoreAway, DependencyUnavailable
-from app.services.recovery import Kept, RecoveringCounters
+from app.services.recovery import Kept, RecoveringCounters, refusal
 from app.storage.journal import Journal, JournalFull, adopt_orphans
 from app.storage.local_counters import LocalCounters
 from app.storage.ports import Admission, Admitted, PendingRecord, Reservation, Settlement, UsageSink
@@ -69,14 +69,12 @@ class FallbackCounters:
         *,
         local: LocalCounters,
         journal: Journal,
-        sink: UsageSink,
         clock: Clock,
         is_local: bool,
     ) -> None:
         self._recovering = recovering
         self._local = local
         self._journal = journal
-        self._sink = sink
         self._clock = clock
         self._is_local = is_local
         self._back = asyncio.Event()
@@ -115,29 +113,31 @@ class FallbackCounters:
         if local is not None:
             self._told.discard(settlement.call_id)
             kept.budgets, kept.must_book = _names(local[0]), True
+        if not await self._handed_over(kept):
+            self._recovering.keep(kept)
+
+    async def append(self, packed: bytes) -> str:
+        """Hand over a record that no settlement carries. Raises: CounterStoreAway when the journal takes no more either."""
+        kept = refusal(packed)
+        if await self._handed_over(kept):
+            return kept.position or ""
+        self._recovering.forget(kept)
+        raise CounterStoreAway
+
+    async def _handed_over(self, kept: Kept) -> bool:
+        """Whether the store took it, or else the journal."""
         if self._back.is_set():
             try:
-                return await self._recovering.send(kept)
+                await self._recovering.send(kept)
+                return True
             except CounterStoreAway:
                 self._note_away()
         try:
             await self._journal.append(_encode(_entry(kept)))
         except JournalFull:
-            self._recovering.keep(kept)
-        else:
-            self._recovering.forget(kept)
-
-    async def append(self, packed: bytes) -> None:
-        """Hand over a record that no settlement carries. Raises: CounterStoreAway when the journal takes no more either."""
-        if self._back.is_set():
-            try:
-                return await self._sink.append(packed)
-            except CounterStoreAway:
-                self._note_away()
-        try:
-            await self._journal.append(_encode(Entry("", 0, 0, packed, (), "", must_book=False)))
-        except JournalFull:
-            raise CounterStoreAway from None
+            return False
+        self._recovering.forget(kept)
+        return True
 
     async def release(self, call_id: str) -> None:
         self._local.settle(call_id, tokens=None)
@@ -266,10 +266,7 @@ class FallbackCounters:
         except msgspec.MsgspecError:
             logger.error("unreadable_journal_entry", packed=payload.hex()[:2000])
             return
-        if entry.call_id:
-            await self._recovering.send(_kept(entry))
-        else:
-            await self._sink.append(entry.record)
+        await self._recovering.send(_kept(entry))
 
 
 class FallbackSink:
@@ -279,8 +276,8 @@ class FallbackSink:
         self._sink = sink
         self._counters = counters
 
-    async def append(self, packed: bytes) -> None:
-        await self._counters.append(packed)
+    async def append(self, packed: bytes) -> str:
+        return await self._counters.append(packed)
 
     async def pending(self, *, limit: int, wait_s: float) -> list[PendingRecord]:
         return await self._sink.pending(limit=limit, wait_s=wait_s)

@@ -1,7 +1,8 @@
 """Counters that survive a store which loses its memory: what this process knows, it can tell again.
 
-1. Of every call that runs, the reservation is kept as it was granted; of every settlement, the record and its budgets, until the drainer
-   has passed the position that the record had in the stream. Then SQL has it, and nothing can lose it any more.
+1. Of every call that runs, the reservation is kept as it was granted; of every settlement, the record and its budgets, and of every
+   refusal the record, until the drainer has passed the position that the record had in the stream. Then SQL has it, and nothing can
+   lose it any more.
 2. A store that has lost its memory has no epoch. Whoever finds that first begins a new one; every process sees it in the answer to an
    admission, when it connects, or when it looks, twice a second.
 3. It then tells again: first the reservations, then the records. Settlements that come in meanwhile wait for it, for a reservation that
@@ -33,6 +34,7 @@ from app.storage.ports import (
     SeedTicket,
     Settlement,
     SharedCounters,
+    UsageSink,
     UsageStore,
 )
 from app.telemetry import logger
@@ -52,23 +54,33 @@ Item = TypeVar("Item")
 
 @dataclass(slots=True)
 class Kept:
-    """A settlement that SQL may not have yet."""
+    """A settlement that SQL may not have yet, or the bare record of a refusal: one without a call id, which nothing was claimed for."""
 
     settlement: Settlement
-    budgets: tuple[str, ...]
-    epoch: str
+    budgets: tuple[str, ...] = ()
+    epoch: str = ""
     """The one in which the call was admitted; a reservation that is missing in that one was settled before."""
     must_book: bool = False
     """The store knows no reservation of this call: its cost is booked by the budgets' names."""
     position: str | None = None
     sent_s: float = 0.0
 
+    @property
+    def name(self) -> str:
+        """What it is kept under."""
+        return self.settlement.call_id or f"refused {id(self)}"
+
+
+def refusal(packed: bytes) -> Kept:
+    return Kept(Settlement("", NanoUsd(0), 0, packed))
+
 
 class RecoveringCounters:
     """Counters of all processes. Epochs and absent budgets are dealt with in here; callers see neither."""
 
-    def __init__(self, shared: SharedCounters, *, ledger: UsageStore, clock: Clock) -> None:
+    def __init__(self, shared: SharedCounters, *, sink: UsageSink, ledger: UsageStore, clock: Clock) -> None:
         self._shared = shared
+        self._sink = sink
         self._ledger = ledger
         self._clock = clock
         self._epoch: str | None = None
@@ -217,6 +229,11 @@ class RecoveringCounters:
 
     async def _deliver(self, kept: Kept) -> None:
         generation = self._generation
+        if not kept.settlement.call_id:
+            position = await self._sink.append(kept.settlement.record)
+            if generation == self._generation:
+                kept.position = position
+            return
         settled = await self._shared.book(kept.settlement, kept.budgets if kept.must_book else ())
         if settled.unknown_in is not None and settled.unknown_in != kept.epoch and not kept.must_book:
             kept.must_book = True  # memory was lost since the call was admitted, and we are the first to see it
@@ -258,10 +275,9 @@ class RecoveringCounters:
 
     def keep(self, kept: Kept) -> None:
         """Hold it until SQL has it; `look` sends what has no position."""
-        call_id = kept.settlement.call_id
-        if call_id not in self._unconfirmed:
+        if kept.name not in self._unconfirmed:
             self._kept_bytes += len(kept.settlement.record)
-        self._unconfirmed[call_id] = kept
+        self._unconfirmed[kept.name] = kept
         while self._kept_bytes > KEPT_BYTES:
             oldest = next(iter(self._unconfirmed.values()))
             if oldest.position is None:
@@ -283,7 +299,7 @@ class RecoveringCounters:
 
     def forget(self, kept: Kept) -> None:
         """Somebody else holds it now."""
-        if self._unconfirmed.pop(kept.settlement.call_id, None) is not None:
+        if self._unconfirmed.pop(kept.name, None) is not None:
             self._kept_bytes -= len(kept.settlement.record)
 
 

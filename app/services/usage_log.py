@@ -35,6 +35,9 @@ from app.storage.ports import PendingRecord, UsageSink, UsageStore
 from app.storage.rejected import RecordsRejected
 from app.telemetry import DROPPED_CONTENTS, LOG_LAG_SECONDS, call_ended, logger
 
+UNSENT_MAX = 10_000
+"""Refusals that wait in this process when neither the counter store nor the journal takes them: some 10 MB. Beyond it the oldest are
+dropped and counted; no money hangs on them, and a process that refuses for want of a disk must not die for want of memory."""
 BATCH = 500
 """Records per transaction: large enough that the transaction's own cost disappears, small enough to be over in ~100 ms."""
 CONTENT_QUEUE_BYTES = 64 * 1024 * 1024
@@ -70,6 +73,7 @@ class UsageLog:
         self._writing_contents = asyncio.Lock()
         self._unsent: deque[bytes] = deque()
         self.dropped_contents = 0
+        self.dropped_refusals = 0
 
     @asynccontextmanager
     async def logged(self, meter: Meter) -> AsyncIterator[None]:
@@ -120,6 +124,9 @@ class UsageLog:
         try:
             await self._sink.append(packed)
         except DependencyUnavailable:
+            if len(self._unsent) >= UNSENT_MAX:
+                self._unsent.popleft()
+                self.dropped_refusals += 1
             self._unsent.append(packed)
 
     # ── Chores ────────────────────────────────────────────────────────────────────────────────────────────────────────

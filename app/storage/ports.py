@@ -192,8 +192,8 @@ class PendingRecord:
 class UsageSink(Protocol):
     """Durable, ordered, between the calls and the ledger."""
 
-    async def append(self, packed: bytes) -> None:
-        """Append a record that no settlement carries (a refusal)."""
+    async def append(self, packed: bytes) -> str:
+        """Append a record that no settlement carries (a refusal). Returns its position; "" where it waits somewhere else for now."""
         ...
 
     async def pending(self, *, limit: int, wait_s: float) -> list[PendingRecord]:

@@ -214,9 +214,10 @@ class RedisUsageSink:
     def __init__(self, redis: RedisClient) -> None:
         self._redis = redis
 
-    async def append(self, packed: bytes) -> None:
+    async def append(self, packed: bytes) -> str:
         async with self._redis.bounded() as redis:
-            await redis.xadd(LEDGER, {"r": packed})
+            position: Any = await redis.xadd(LEDGER, {"r": packed})
+        return str(position, "ascii")
 
     async def pending(self, *, limit: int, wait_s: float) -> list[PendingRecord]:
         async with self._redis.bounded(wait_s + 2.0) as redis:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from app.clock import SystemClock
 from app.domain.budget import BudgetClaim
@@ -40,10 +42,11 @@ def fallback(
 ) -> FallbackCounters:
     clock = SystemClock()
     return FallbackCounters(
-        RecoveringCounters(RedisCounters(client, quarantine_ms=0), ledger=EmptyLedger(), clock=clock),
+        RecoveringCounters(
+            RedisCounters(client, quarantine_ms=0), sink=RedisUsageSink(client), ledger=EmptyLedger(), clock=clock
+        ),
         local=LocalCounters(lambda: int(clock.monotonic() * 1000)),
         journal=journal or Journal(folder),
-        sink=RedisUsageSink(client),
         clock=clock,
         is_local=is_local,
     )
@@ -114,6 +117,69 @@ async def test_what_was_written_down_is_replayed_booked_and_forgotten_once_the_s
     assert state is not None
     assert (state.spent_nanousd, state.reserved_nanousd) == (7, 0)
     assert sizes(tmp_path) == [0]
+
+
+async def test_a_refusal_is_told_again_to_a_store_that_lost_its_memory_until_sql_has_it(
+    redis_url: str, tmp_path: Path
+) -> None:
+    client = open_redis(redis_url, timeout_ms=5_000)
+    counters = fallback(client, tmp_path)
+    sink = RedisUsageSink(client)
+    async with client.pumping():
+        await counters.watch()
+        assert await counters.append(b"drained") == (await sink.pending(limit=9, wait_s=0.01))[0].position
+        await sink.confirm(await sink.pending(limit=9, wait_s=0.01))
+        await counters.watch()  # learns that it was drained
+        await counters.append(b"on its way")
+        await client.redis.flushall()
+
+        await counters.watch()
+
+        assert await recorded(sink) == ["on its way"]
+
+
+async def test_a_refusal_that_nobody_takes_is_given_back_to_its_caller(nowhere: RedisClient, tmp_path: Path) -> None:
+    counters = fallback(nowhere, tmp_path, journal=Journal(tmp_path, max_bytes=1))
+    with pytest.raises(CounterStoreAway):
+        await counters.append(b"refused")
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_process_that_stood_still_does_not_take_the_store_for_gone(
+    redis_url: str, new_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """T095: it would enforce its share of each limit alone, beside all the others that hear the store well."""
+
+    async def stand_still() -> None:
+        client = open_redis(redis_url, timeout_ms=100)
+        counters = RedisCounters(client)
+        async with client.pumping():
+            await counters.epoch()  # connected
+            for _ in range(5):
+                asked = asyncio.create_task(counters.epoch())
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                time.sleep(0.3)  # noqa: ASYNC251 - the whole process stands still, as after SIGSTOP
+                assert (await asked).token
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(stand_still())
+
+
+async def test_a_store_that_is_silent_is_gone_after_the_bound(redis_url: str, valkey: ValkeyServer) -> None:
+    """T095."""
+    client = open_redis(redis_url, timeout_ms=100)
+    counters = RedisCounters(client)
+    async with client.pumping():
+        await counters.epoch()
+        valkey.pause()
+        try:
+            began_s = time.monotonic()
+            with pytest.raises(CounterStoreAway):
+                await counters.epoch()
+            assert time.monotonic() - began_s < 5
+        finally:
+            valkey.resume()
 
 
 async def test_a_settlement_never_fails_and_what_cannot_be_written_down_is_kept(

@@ -50,11 +50,12 @@ class FakeSink:
         self._next += 1
         self.held.append(PendingRecord(f"{self._next}-0", packed))
 
-    async def append(self, packed: bytes) -> None:
+    async def append(self, packed: bytes) -> str:
         await self.gate.wait()
         if self.is_away:
             raise DependencyUnavailable("counter store")
         self.put(packed)
+        return self.held[-1].position
 
     async def pending(self, *, limit: int, wait_s: float) -> list[PendingRecord]:
         if self.is_away:
