@@ -92,6 +92,11 @@ class FallbackCounters:
 
     async def admit(self, reservation: Reservation) -> Admission:
         """Raises: DependencyUnavailable."""
+        if self._doubtful:
+            with suppress(
+                ValueError
+            ):  # one that waited in a queue is asked for again: what it gets now is not to be given back
+                self._doubtful.remove(reservation.call_id)
         if self._back.is_set():
             try:
                 return await self._recovering.admit(reservation)

@@ -277,20 +277,44 @@ class CountersConformance:
         assert (await counters.limit_states([tokens(1_000, 0)]))[0].remaining == 880
         assert (await recorded(sink))[:2] == ["lost:paused", "done:paused"]
 
-    async def test_giving_back_a_call_whose_lease_ran_out_leaves_what_was_booked(
+    async def test_giving_back_a_call_whose_lease_ran_out_takes_back_what_was_booked(
         self, counters: Counters, at: At
     ) -> None:
+        """It never reached an upstream: its refusal takes the place of its lost record in the ledger."""
         at(NOW_MS)
         await counters.seed(money(0), NanoUsd(0))
-        await counters.admit(reservation("paused", money(400, lost=150), lease_s=60))
+        await counters.admit(reservation("paused", requests(5), tokens(1_000, 800), money(400, lost=150), lease_s=60))
         at(NOW_MS + 60_001)
         await counters.expire_leases(100)
 
-        await counters.release("paused")
+        for _ in range(2):
+            await counters.release("paused")
 
         (budget,) = await counters.budget_states([money(0)])
         assert budget is not None
-        assert (budget.spent_nanousd, budget.reserved_nanousd) == (150, 0)
+        assert (budget.spent_nanousd, budget.reserved_nanousd) == (0, 0)
+
+    async def test_a_call_admitted_twice_because_nobody_heard_the_first_answer_holds_its_claims_once(
+        self, counters: Counters
+    ) -> None:
+        await counters.seed(money(0), NanoUsd(0))
+        await counters.admit(reservation("other", requests(5), tokens(1_000, 100), slots(3), money(100)))
+        for amount in (400, 400, 300):
+            answer = await counters.admit(
+                reservation("again", requests(5), tokens(1_000, amount), slots(3), money(amount))
+            )
+            assert is_admitted(answer)
+
+        states = await counters.limit_states([requests(5), tokens(1_000, 0), slots(3)])
+        assert [state.remaining for state in states] == [3, 600, 1]
+        (budget,) = await counters.budget_states([money(0)])
+        assert budget is not None
+        assert (budget.spent_nanousd, budget.reserved_nanousd) == (0, 400)
+        await counters.settle(settlement("again", cost=30, tokens=20))
+        (budget,) = await counters.budget_states([money(0)])
+        assert budget is not None
+        assert (budget.spent_nanousd, budget.reserved_nanousd) == (30, 100)
+        assert (await counters.limit_states([tokens(1_000, 0)]))[0].remaining == 880
 
     async def test_settlements_append_their_records_in_order_until_they_are_confirmed(
         self, counters: Counters, sink: UsageSink

@@ -29,6 +29,29 @@ if not now then
   now = t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
+-- Asked again about a call, because nobody heard the first answer: what it was given then is given back first.
+local earlier = redis.call('HMGET', call_key, 'c', 'a')
+if earlier[1] then
+  local held = cmsgpack.unpack(earlier[1])
+  for _, claim in ipairs(held[1]) do
+    local key, kind, slot = claim[1], claim[2], math.floor(tonumber(earlier[2]) / math.max(1, claim[5]))
+    if kind ~= 'c' and redis.call('HEXISTS', key, slot) == 1 then
+      redis.call('HINCRBY', key, slot, 0 - claim[6])
+      redis.call('HINCRBY', key, 't', 0 - claim[6])
+      if kind == 't' then redis.call('HINCRBY', key, 'h', 0 - claim[6]) end
+    elseif kind == 'c' then
+      redis.call('ZREM', key, call_id)
+    end
+  end
+  for _, claim in ipairs(held[2]) do
+    if redis.call('EXISTS', claim[1]) == 1 then
+      redis.call('HINCRBY', claim[1], 'r', string.format('%.0f', 0 - claim[3]))
+    end
+  end
+  redis.call('DEL', call_key)
+  redis.call('ZREM', leases, call_id)
+end
+
 -- The live total of a sliding window. Fields: slot number → amount, t → total, o → oldest slot, and h → how many tokens of it are only
 -- thought to be needed, by calls that still run.
 local function window_total(key, window, width)

@@ -64,7 +64,8 @@ if held[1] then
     end
   end
 elseif held[3] then
-  if record == '' then return {0, '', ''} end
+  -- What was booked as lost is corrected to the truth, which may be that nothing was ever sent: the refusal then takes the lost record's
+  -- place in the ledger.
   ended = 2
   local claims = cmsgpack.unpack(held[3])
   correct_limits(claims[1], tonumber(held[2]), false)
