@@ -136,7 +136,8 @@ def test_a_secret_is_measured_in_bytes_and_never_shown(name: str, secret: str) -
     else:
         line = refusal(**{name: secret})
         assert line.startswith(f"{name} ")
-        assert line == refusal(**{name: "x"})  # it says the same of every short secret, so it shows none
+        # It says one of two sentences whatever the secret is, so it shows none.
+        assert line in (refusal(**{name: "x"}), refusal(**{name: "changeme"}))
 
 
 @given(st.text(max_size=40))
