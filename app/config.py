@@ -98,6 +98,10 @@ class Settings(BaseSettings):
     alert_webhook_url: str = Field("", max_length=2048, examples=["https://hooks.example.com/antigravity"])
     alert_webhook_secret: SecretStr = Field(SecretStr(""), examples=["the output of: openssl rand -base64 48"])
 
+    # Endpoints
+    retry_budget_percent: int = Field(20, ge=0, le=100, examples=["20"])
+    endpoint_max_in_flight: int = Field(512, ge=1, le=100_000, examples=["512"])
+
     # The server
     host: str = Field("0.0.0.0", min_length=1, examples=["0.0.0.0"])  # noqa: S104 - a server's default is to be reachable
     port: int = Field(8000, ge=1, le=65535, examples=["8000"])

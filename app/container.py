@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from app.clock import Clock
@@ -14,6 +13,7 @@ from app.services.admission import Admission
 from app.services.alerts import Alerts
 from app.services.catalog import CatalogFollower
 from app.services.chat import Chat
+from app.services.endpoint_care import EndpointCare
 from app.services.health_check import HealthCheck
 from app.services.identities import Identities
 from app.services.load_balancer import LoadBalancer
@@ -44,7 +44,7 @@ class Container:
     usage: UsageStore
     alerts: Alerts
     standings: Standings
-    endpoint_state: Callable[[str], str]
+    endpoint_care: EndpointCare
     has_sso: bool
     siblings: Siblings | None = None
     """The other workers of this machine, where there are any: what they have counted."""

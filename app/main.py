@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from random import random
 
 from fastapi import FastAPI
 
@@ -28,6 +29,7 @@ from app.domain.egress import LAPTOP, EgressPolicy, checked_url
 from app.domain.identity import LogContent
 from app.domain.limits import Limit, LimitKind
 from app.domain.money import usd_to_nano
+from app.domain.retry_budget import RetryBudget
 from app.exceptions import CallerError, DependencyUnavailable, SettingsError
 from app.exposition import siblings_of
 from app.middleware.admin_session import AdminSessionMiddleware
@@ -53,6 +55,8 @@ from app.services.api_key import pepper_of
 from app.services.bootstrap import FirstModel, bootstrap
 from app.services.catalog import CatalogFollower
 from app.services.chat import Chat
+from app.services.endpoint_care import EndpointCare
+from app.services.endpoint_events import EndpointEvents
 from app.services.estimation import Estimation
 from app.services.expectations import Expectations
 from app.services.failover import Failover
@@ -66,16 +70,19 @@ from app.services.recovery import RecoveringCounters
 from app.services.standing import Standings
 from app.services.usage_log import UsageLog
 from app.services.user_expiry import UserExpiry
+from app.services.waiting_room import WaitingRoom
 from app.storage.journal import Journal
 from app.storage.local_counters import LocalCounters
 from app.storage.management_ports import UserSpec
 from app.storage.migrate import migrate
 from app.storage.redis_counters import RedisCounters, RedisUsageSink
+from app.storage.redis_endpoint_news import RedisEndpointNews
 from app.storage.redis_signals import RedisElection, RedisSignals
 from app.storage.sealing import Sealer
 from app.storage.sql_alerts import SqlAlertStore
 from app.storage.sql_audit import SqlAudit
 from app.storage.sql_catalog import SqlCatalogStore
+from app.storage.sql_endpoint_events import SqlEndpointEvents
 from app.storage.sql_identity import SqlKeyStore
 from app.storage.sql_management import SqlManagement
 from app.storage.sql_reports import SqlReportStore
@@ -110,6 +117,7 @@ class Process:
     litellm: LiteLLMProvider
     signals: RedisSignals
     election: RedisElection
+    events: EndpointEvents
     counters: FallbackCounters
     journal: Journal
     user_expiry: UserExpiry
@@ -170,11 +178,15 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         grace_days=grace_days,
     )
     prices = PriceMap.installed()
-    balancer = LoadBalancer(clock)
+    endpoint_events = SqlEndpointEvents(engine)
+    events = EndpointEvents(store=endpoint_events, news=RedisEndpointNews(redis), clock=clock, process_id=process_id)
+    balancer = LoadBalancer(
+        clock, chance=random, on_change=events.changed, max_in_flight=settings.endpoint_max_in_flight
+    )
     catalog = CatalogFollower(
         store=SqlCatalogStore(engine, sealer=sealer, fallback_price=prices.fallback_price),
         identities=identities,
-        on_swap=balancer.forget_all_but,
+        on_swap=balancer.follow,
     )
     tls_by_host = private_authorities(settings)
     transport = Transport(egress, tls_by_host=tls_by_host)
@@ -208,7 +220,14 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         estimation=estimation,
         expectations=Expectations(),
     )
-    failover = Failover(providers=providers, balancer=balancer, clock=clock)
+    failover = Failover(
+        providers=providers,
+        balancer=balancer,
+        clock=clock,
+        retries=RetryBudget(settings.retry_budget_percent),
+        room=WaitingRoom(clock),
+        swap=admission.swapped,
+    )
 
     async def database_is_alive() -> bool:
         return await is_alive(engine)
@@ -248,7 +267,9 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         standings=Standings(
             counters=counters, ledger=ledger, clock=clock, zone=zone, default_limits=default_limits(settings)
         ),
-        endpoint_state=balancer.state_of,
+        endpoint_care=EndpointCare(
+            balancer=balancer, events=events, store=endpoint_events, commands=commands.endpoints, clock=clock
+        ),
         has_sso=False,
         siblings=siblings_of(registry, settings.data_dir / SHARED_METRICS),
     )
@@ -261,6 +282,7 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         litellm,
         signals,
         election,
+        events,
         counters,
         journal,
         user_expiry,
@@ -368,6 +390,10 @@ def chores(process: Process) -> list[Chore]:
         Chore("refusals", usage_log.send_unsent, every_s=0.5),
         # These write to tables, which exist once the configuration was loaded from them.
         Chore("drainer", usage_log.drain_once, is_elected=True, after=loaded),
+        Chore("endpoint-news", process.events.send),
+        Chore("endpoint-ears", lambda: process.events.listen(container.endpoint_care.heard)),
+        Chore("endpoint-events", process.events.write, after=loaded),
+        Chore("old-endpoint-events", lambda: forget_events(process), every_s=3600.0, is_elected=True, after=loaded),
         Chore("content", usage_log.write_contents, after=loaded),
         Chore("last-used", container.identities.write_used, every_s=10.0, after=loaded),
         Chore("noticed-expiries", expiry.store_noticed, after=loaded),
@@ -419,6 +445,10 @@ async def flush(container: Container) -> None:
             await container.identities.write_used()
     except (DependencyUnavailable, TimeoutError):
         logger.warning("records_left_for_the_next_process")
+
+
+async def forget_events(process: Process) -> None:
+    await process.events.forget_old(process.container.settings.log_retention_days)
 
 
 async def ensure_partitions(process: Process) -> None:

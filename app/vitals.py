@@ -62,7 +62,7 @@ def _states(container: Container) -> Mapping[Labels, Number]:
         for endpoint in model.endpoints:
             if len(found) >= DEPLOYMENTS_SHOWN:
                 return found
-            state = "draining" if endpoint.is_draining else container.endpoint_state(endpoint.id)
+            state = "draining" if endpoint.is_draining else container.balancer.state_of(endpoint.id)
             found[endpoint.id, shown_model(model.name)] = STATES.get(state, 0)
     return found
 

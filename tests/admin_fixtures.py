@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, timedelta
 from typing import Any
@@ -23,12 +23,16 @@ from app.services.admin_access import AdminAccess
 from app.services.admin_sessions import AdminSessions, SessionCookie
 from app.services.alerts import Alerts
 from app.services.api_key import pepper_of
+from app.services.endpoint_care import EndpointCare
+from app.services.endpoint_events import EndpointEvents
+from app.services.load_balancer import LoadBalancer
 from app.services.management import Management, open_management
 from app.storage.alert_ports import WebhookSender
 from app.storage.ports import ReportStore, UsageStore
 from app.storage.sealing import Sealer
 from app.storage.sql_alerts import SqlAlertStore
 from app.storage.sql_audit import SqlAudit
+from app.storage.sql_endpoint_events import SqlEndpointEvents
 from app.storage.sql_management import SqlManagement
 from app.storage.sql_reports import SqlReportStore
 from app.storage.sql_sessions import SqlSessions
@@ -55,6 +59,14 @@ class Published:
         self.messages.append((revision, kind, ref))
 
 
+class NoNews:
+    """There is no other process."""
+
+    async def publish(self, message: bytes) -> None: ...
+
+    async def listen(self, heard: Callable[[bytes], None]) -> None: ...
+
+
 @dataclass(slots=True)
 class Gateway:
     """What the routers get instead of the container."""
@@ -69,15 +81,13 @@ class Gateway:
     reports: ReportStore
     usage: UsageStore
     alerts: Alerts
+    balancer: LoadBalancer
+    endpoint_care: EndpointCare
     published: Published
     pepper: bytes
     sealer: Sealer
-    states: dict[str, str] = field(default_factory=dict)
     session_cookie: SessionCookie = SessionCookie()
     has_sso: bool = False
-
-    def endpoint_state(self, endpoint_id: str) -> str:
-        return self.states.get(endpoint_id, "closed")
 
     async def rows(self, sql: str, **values: object) -> list[dict[str, Any]]:
         async with self.engine.begin() as connection:
@@ -106,6 +116,9 @@ def open_gateway(
         egress=EgressPolicy.parse(private_hosts),
         has_bootstrap_token=admin_token is not None,
     )
+    kept = SqlEndpointEvents(engine)
+    events = EndpointEvents(store=kept, news=NoNews(), clock=clock, process_id="this-process")
+    balancer = LoadBalancer(clock, chance=lambda: 0.5, on_change=events.changed)
     admin_access, sessions = AdminAccess(store, clock, pepper, admin_token), SqlSessions(engine)
     return Gateway(
         engine=engine,
@@ -118,6 +131,10 @@ def open_gateway(
         reports=SqlReportStore(engine),
         usage=SqlUsageStore(engine),
         alerts=Alerts(store=SqlAlertStore(engine), clock=clock, zone=UTC, webhook=webhook),
+        balancer=balancer,
+        endpoint_care=EndpointCare(
+            balancer=balancer, events=events, store=kept, commands=commands.endpoints, clock=clock
+        ),
         published=published,
         pepper=pepper,
         sealer=sealer,

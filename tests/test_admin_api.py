@@ -17,8 +17,9 @@ import httpx2
 import pytest
 
 from app.domain.access import Actor, Role
+from app.domain.breaker import Fault
 from app.domain.record import CallContent
-from app.exceptions import DependencyUnavailable
+from app.exceptions import AttemptFailed, DependencyUnavailable, FailureKind, UpstreamError
 from app.routers import admin, alerts, apps, management
 from app.routers.rights import PREFIX, RIGHTS
 from app.services.api_key import ADMIN_TOKEN_PREFIX, KEY_PREFIX, new_key
@@ -37,6 +38,7 @@ from tests.admin_fixtures import (
     postgres_url,  # noqa: F401
     template,  # noqa: F401
 )
+from tests.calls import an_endpoint
 from tests.storage.records import a_record
 
 Client = httpx2.AsyncClient
@@ -578,11 +580,109 @@ async def test_deleting_what_is_in_use_names_what_uses_it_unless_forced(api: Cli
 async def test_an_endpoint_drains_and_comes_back_and_shows_its_breaker(api: Client, gateway: Gateway) -> None:
     endpoint = await _with_endpoint(api)
     path = f"/endpoints/{endpoint['id']}"
-    gateway.states[endpoint["id"]] = "open"
+    _fail(gateway, endpoint["id"])
 
     assert (await _ok(api.post(f"{path}/drain")))["state"] == "draining"
     assert (await _ok(api.get("/health")))["endpoints"][0]["state"] == "draining"
     assert (await _ok(api.post(f"{path}/drain", json={"draining": False})))["state"] == "open"
+    assert (await _ok(api.post(f"{path}/drain")))["state"] == "draining"
+    assert (await _ok(api.post(f"{path}/undrain")))["state"] == "open"
+
+
+async def test_what_happened_to_an_endpoint_is_told_with_time_and_reason_and_a_reset_ends_it(
+    api: Client, gateway: Gateway
+) -> None:
+    endpoint = await _with_endpoint(api)
+    path = f"/endpoints/{endpoint['id']}"
+    _fail(gateway, endpoint["id"])
+
+    shown = await _ok(api.get(path))
+    assert shown["state"] == "open"
+    live = shown["live"]
+    assert (live["opened_by"], live["faults_in_row"], live["fault_percent"]) == ("error", 5, 100)
+    assert live["last_fault"]["reason"] == "status_500"
+    assert live["opens_in_seconds"] == 2.0
+
+    assert (await _ok(api.post(f"{path}/reset")))["state"] == "closed"
+    await _ok(api.post(f"{path}/drain"))
+    events = (await _ok(api.get(f"{path}/events")))["items"]
+
+    assert sorted((event["kind"], event["reason"]) for event in events) == [
+        ("drained", "ADMIN_TOKEN"),
+        ("opened", "error"),
+        ("reset", "ADMIN_TOKEN"),
+    ]
+    (opened,) = [event for event in events if event["kind"] == "opened"]
+    assert (opened["message"], opened["upstream_status"], opened["open_seconds"]) == ("it broke", 500, 2.0)
+    actions = [row["action"] for row in (await _ok(api.get("/audit")))["items"]]
+    assert "endpoint.reset" in actions
+
+
+async def test_events_are_paged_and_those_of_a_deleted_endpoint_stay(api: Client, gateway: Gateway) -> None:
+    endpoint = await _with_endpoint(api)
+    path = f"/endpoints/{endpoint['id']}"
+    for _ in range(3):
+        await _ok(api.post(f"{path}/reset"))
+        await gateway.clock.advance(1)
+    await _ok(api.delete(path, params={"force": "true"}), 204)
+
+    first = await _ok(api.get(f"{path}/events", params={"limit": 2}))
+    rest = await _ok(api.get(f"{path}/events", params={"limit": 2, "cursor": first["next_cursor"]}))
+
+    assert [len(first["items"]), len(rest["items"]), rest["next_cursor"]] == [2, 1, None]
+
+
+async def test_fallbacks_that_lead_back_are_refused(api: Client) -> None:
+    for name in ("a", "b", "c"):
+        await _ok(api.post("/models", json={"name": name}), 201)
+    await _ok(api.patch("/models/a", json={"fallbacks": ["b"]}))
+    await _ok(api.patch("/models/b", json={"fallbacks": ["c"]}))
+
+    message = await _refused(api.patch("/models/c", json={"fallbacks": ["a"]}), 400, "invalid_request", "fallbacks")
+
+    assert "c → a → b → c" in message
+    await _refused(api.patch("/models/a", json={"fallbacks": ["a"]}), 400, "invalid_request", "fallbacks.0")
+    await _refused(api.patch("/models/a", json={"fallbacks": ["nobody"]}), 400, "invalid_request", "fallbacks.0")
+
+
+async def test_a_model_without_any_weight_is_refused(api: Client) -> None:
+    endpoint = await _with_endpoint(api)
+    canary = {"model": "gpt-4", "provider": "openai", "api_base": "https://canary.example.com/v1", "weight": 0}
+    await _ok(api.post("/endpoints", json=canary), 201)
+
+    await _refused(api.patch(f"/endpoints/{endpoint['id']}", json={"weight": 0}), 400, "invalid_request", "weight")
+    await _refused(api.patch(f"/endpoints/{endpoint['id']}", json={"weight": -1}), 400, "invalid_request", "weight")
+
+
+async def test_routing_of_a_model_and_rules_of_a_breaker_come_back_as_they_were_given(api: Client) -> None:
+    await _ok(api.post("/models", json={"name": "shadow"}), 201)
+    routing = {"sticky": "prompt", "max_retries": 1, "shadow": {"model": "shadow", "percent": 5.0}}
+    made = await _ok(api.post("/models", json={"name": "m", "strategy": "latency", **routing}), 201)
+    assert {name: made[name] for name in routing} == routing
+    assert {name: (await _ok(api.get("/models/m")))[name] for name in routing} == routing
+
+    breaker = {"faults_in_row": 3, "slow_first_token_seconds": 1.5, "max_open_seconds": 60}
+    body = {"model": "m", "provider": "openai", "api_base": "https://up.example.com/v1", "breaker": breaker}
+    endpoint = await _ok(api.post("/endpoints", json=body), 201)
+    shown = (await _ok(api.get(f"/endpoints/{endpoint['id']}")))["breaker"]
+    assert {name: shown[name] for name in breaker} == breaker
+    assert shown["fault_percent"] == 50
+
+    await _refused(api.delete("/models/shadow"), 409, "in_use")
+    await _ok(api.delete("/models/shadow", params={"force": "true"}), 204)
+    assert (await _ok(api.get("/models/m")))["shadow"] is None
+    unknown = {"shadow": {"model": "nobody", "percent": 5}}
+    await _refused(api.patch("/models/m", json=unknown), 400, "invalid_request", "shadow.model")
+
+
+def _fail(gateway: Gateway, endpoint_id: str) -> None:
+    """As calls do that fail in a row."""
+    live = gateway.balancer.live(an_endpoint(endpoint_id))
+    for _ in range(5):
+        failure = AttemptFailed(
+            kind=FailureKind.NO_ANSWER, reason="status_500", error=UpstreamError(), upstream_status=500
+        )
+        gateway.balancer.failed(live, live.breaker.begin(), failure, Fault.ERROR, "it broke")
 
 
 async def test_another_host_needs_the_credential_again(api: Client) -> None:

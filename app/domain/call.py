@@ -91,11 +91,13 @@ class Attempt:
     upstream_status: int | None = None
     first_byte_ms: int | None = None
     ended_ms: int | None = None
+    is_free: bool = False
+    """The next attempt costs nothing of the retry budget: this one sent nothing, or was answered well by its own lights."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An endpoint that was considered: taken, or why it was passed over."""
+    """An endpoint (or a fallback model) that was considered: taken, or why it was passed over."""
 
     endpoint_id: str
     verdict: str

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 
+from app.domain.breaker import BreakerRules
 from app.domain.budget import Budget
 from app.domain.identity import Identity
 from app.domain.limits import Limit
@@ -31,6 +32,21 @@ class Strategy(StrEnum):
     LEAST_BUSY = "least_busy"
     LATENCY = "latency"
     COST = "cost"
+
+
+class Sticky(StrEnum):
+    """What keeps calls with the same endpoint, for the sake of its prompt cache."""
+
+    USER = "user"
+    PROMPT = "prompt"
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """A model that is sent a share of another one's calls beside it; its answers are thrown away."""
+
+    model: str
+    percent: float
 
 
 class HealthCheckKind(StrEnum):
@@ -77,6 +93,7 @@ class Endpoint:
     tokens_per_minute: int | None = None
     timeouts: Timeouts = Timeouts()
     health_check: HealthCheck = HealthCheck()
+    breaker: BreakerRules = BreakerRules()
     price: Price | None = None
     """Overrides the model's price for calls that this endpoint answers."""
     is_draining: bool = False
@@ -90,6 +107,10 @@ class Model:
     aliases: tuple[str, ...] = ()
     strategy: Strategy = Strategy.ROUND_ROBIN
     fallbacks: tuple[str, ...] = ()
+    sticky: Sticky | None = None
+    max_retries: int | None = None
+    """How many endpoints more may be asked when the first one fails; None: two."""
+    shadow: Shadow | None = None
     context_window_tokens: int | None = None
     max_output_tokens: int | None = None
     price: Price | None = None

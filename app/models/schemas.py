@@ -14,8 +14,9 @@ from typing import Annotated, Any, Generic, TypeVar, cast
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, StrictBool, StrictInt, StrictStr
 
 from app.domain.access import Role
+from app.domain.breaker import BreakerRules
 from app.domain.budget import Budget, PeriodKind, ReserveMode
-from app.domain.catalog import HealthCheck, HealthCheckKind, ProviderKind, Strategy, Timeouts
+from app.domain.catalog import HealthCheck, HealthCheckKind, ProviderKind, Shadow, Sticky, Strategy, Timeouts
 from app.domain.identity import LogContent, Overflow, OverflowMode, PaymentStatus
 from app.domain.limits import Limit, LimitKind
 from app.domain.money import PicoUsd, pico_to_usd_per_mtok
@@ -521,11 +522,39 @@ def _app_fields(row: AppRow) -> dict[str, Any]:
 # ── Models and endpoints ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
+class ShadowShape(_Shape):
+    """Another model that is sent a share of the calls beside this one. Its answers are thrown away, its cost is no user's."""
+
+    model: Text = Field(examples=["gpt-5-candidate"])
+    percent: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] = Field(examples=[5])
+
+    def domain(self) -> Shadow:
+        return Shadow(self.model, self.percent)
+
+    @classmethod
+    def of(cls, shadow: Shadow | None) -> ShadowShape | None:
+        return None if shadow is None else cls(model=shadow.model, percent=shadow.percent)
+
+
+MaxRetries = Annotated[StrictInt, Field(ge=0, le=10)]
+
+
 class ModelCreate(_Body):
     name: Text = Field(description="What clients ask for.", examples=["gpt-4"])
     aliases: Names = Field([], examples=[["gpt-4-latest"]])
     strategy: Strategy = Strategy.ROUND_ROBIN
-    fallbacks: Names = Field([], description="Models that are tried, in order, when no endpoint of this one answers.")
+    fallbacks: Names = Field(
+        [],
+        description="Models that are tried, in order, when no endpoint of this one answers, or when it refuses a prompt as too long "
+        "or against its rules.",
+    )
+    sticky: Sticky | None = Field(
+        None, description="Keep a user's calls, or calls that begin alike, with one endpoint."
+    )
+    max_retries: MaxRetries | None = Field(
+        None, description="How many endpoints more may be asked when the first one fails. null: 2.", examples=[2]
+    )
+    shadow: ShadowShape | None = None
     context_window: Count | None = Field(None, examples=[128000])
     max_output_tokens: Count | None = Field(None, examples=[4096])
     price: PriceShape | None = Field(None, description="null: from the price map.")
@@ -540,6 +569,9 @@ class ModelPatch(_Body):
     aliases: Names = []
     strategy: Strategy = Strategy.ROUND_ROBIN
     fallbacks: Names = []
+    sticky: Sticky | None = None
+    max_retries: MaxRetries | None = None
+    shadow: ShadowShape | None = None
     context_window: Count | None = None
     max_output_tokens: Count | None = None
     price: PriceShape | None = None
@@ -555,6 +587,9 @@ class ModelView(_View):
     aliases: list[str]
     strategy: Strategy
     fallbacks: list[str]
+    sticky: Sticky | None
+    max_retries: int | None
+    shadow: ShadowShape | None
     context_window: int | None
     max_output_tokens: int | None
     price: PriceView | None
@@ -572,6 +607,9 @@ class ModelView(_View):
             aliases=list(spec.aliases),
             strategy=spec.strategy,
             fallbacks=list(spec.fallbacks),
+            sticky=spec.sticky,
+            max_retries=spec.max_retries,
+            shadow=ShadowShape.of(spec.shadow),
             context_window=spec.context_window,
             max_output_tokens=spec.max_output_tokens,
             price=PriceView.of(spec.price),
@@ -624,6 +662,50 @@ class HealthCheckShape(_Shape):
         return cls(kind=check.kind, interval_seconds=check.interval_s)
 
 
+class BreakerShape(_Shape):
+    """When the endpoint is left alone, and for how long. See docs/routing.md."""
+
+    faults_in_row: Annotated[StrictInt, Field(ge=1, le=1000)] = Field(5, description="So many, and it opens.")
+    fault_percent: Annotated[StrictInt, Field(ge=0, le=100)] = Field(
+        50, description="Of the attempts in the window; 0: the share does not matter."
+    )
+    minimum_calls: Annotated[StrictInt, Field(ge=1, le=100_000)] = Field(
+        20, description="Fewer attempts in the window say nothing about a share."
+    )
+    window_seconds: Annotated[float, Field(ge=1, le=3600, strict=True, allow_inf_nan=False)] = 30
+    slow_first_token_seconds: Seconds | None = Field(
+        None,
+        description="A stream whose first token comes later counts as a fault. null: none does that comes in time.",
+    )
+    open_seconds: Annotated[float, Field(ge=0.1, le=3600, strict=True, allow_inf_nan=False)] = Field(
+        2, description="Twice as long each time it opens again."
+    )
+    max_open_seconds: Annotated[float, Field(ge=0.1, le=3600, strict=True, allow_inf_nan=False)] = 10
+
+    def domain(self) -> BreakerRules:
+        return BreakerRules(
+            self.faults_in_row,
+            self.fault_percent,
+            self.minimum_calls,
+            self.window_seconds,
+            self.slow_first_token_seconds,
+            self.open_seconds,
+            max(self.open_seconds, self.max_open_seconds),
+        )
+
+    @classmethod
+    def of(cls, rules: BreakerRules) -> BreakerShape:
+        return cls(
+            faults_in_row=rules.faults_in_row,
+            fault_percent=rules.fault_percent,
+            minimum_calls=rules.minimum_calls,
+            window_seconds=rules.window_s,
+            slow_first_token_seconds=rules.slow_first_token_s,
+            open_seconds=rules.open_s,
+            max_open_seconds=rules.max_open_s,
+        )
+
+
 Weight = Annotated[StrictInt, Field(ge=0, le=1_000_000)]
 Priority = Annotated[StrictInt, Field(ge=-1_000_000, le=1_000_000)]
 
@@ -645,6 +727,7 @@ class EndpointCreate(_Body):
     tokens_per_minute: Count | None = None
     timeouts: TimeoutsShape = TimeoutsShape()
     health_check: HealthCheckShape = HealthCheckShape()
+    breaker: BreakerShape = BreakerShape()
     price: PriceShape | None = Field(None, description="null: the model's.")
 
     def spec(self) -> EndpointSpec:
@@ -670,6 +753,7 @@ class EndpointPatch(_Body):
     tokens_per_minute: Count | None = None
     timeouts: TimeoutsShape = TimeoutsShape()
     health_check: HealthCheckShape = HealthCheckShape()
+    breaker: BreakerShape = BreakerShape()
     price: PriceShape | None = None
 
     def changes(self) -> EndpointChanges:
@@ -702,6 +786,7 @@ class EndpointView(_View):
     tokens_per_minute: int | None
     timeouts: TimeoutsShape
     health_check: HealthCheckShape
+    breaker: BreakerShape
     price: PriceView | None
     created_at: Moment
     updated_at: Moment
@@ -724,6 +809,7 @@ class EndpointView(_View):
             tokens_per_minute=spec.tokens_per_minute,
             timeouts=TimeoutsShape.of(spec.timeouts),
             health_check=HealthCheckShape.of(spec.health_check),
+            breaker=BreakerShape.of(spec.breaker),
             price=PriceView.of(spec.price),
             created_at=row.created_at,
             updated_at=row.updated_at,

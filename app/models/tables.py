@@ -15,6 +15,7 @@ from sqlalchemy import (
     Column,
     Date,
     DateTime,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -34,7 +35,7 @@ from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 from app.domain.latency import BUCKETS
 
-SCHEMA_REVISION = "0005"
+SCHEMA_REVISION = "0006"
 """The newest migration. A process whose database says otherwise migrates (or waits for the one that does)."""
 
 MAX_NAME_CHARS = 200
@@ -227,11 +228,16 @@ models = Table(
     _texts("aliases"),
     Column("strategy", Text, nullable=False, server_default="round_robin"),
     _texts("fallbacks"),
+    Column("sticky", Text),
+    Column("max_retries", SmallInteger),
+    Column("shadow", JSONB),
     Column("context_window", Integer),
     Column("max_output_tokens", Integer),
     _created_at(),
     _updated_at(),
     CheckConstraint("strategy IN ('round_robin', 'least_busy', 'latency', 'cost')", name="strategy"),
+    CheckConstraint("sticky IN ('user', 'prompt')", name="sticky"),
+    CheckConstraint("max_retries >= 0", name="max_retries"),
     _named_within("name"),
 )
 
@@ -254,6 +260,7 @@ endpoints = Table(
     Column("tokens_per_minute", Integer),
     Column("timeouts", JSONB, nullable=False, server_default=text("'{}'")),
     Column("health_check", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("breaker", JSONB, nullable=False, server_default=text("'{}'")),
     Column("is_draining", Boolean, nullable=False, server_default=false()),
     _created_at(),
     _updated_at(),
@@ -500,6 +507,28 @@ webhook_deliveries = Table(
     Index("ix_webhook_deliveries_due", "next_attempt_at", postgresql_where=text("state = 'pending'")),
 )
 """The outbox: written with the alert, emptied by whoever is elected to."""
+
+# ── Endpoints ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+endpoint_events = Table(
+    "endpoint_events",
+    metadata,
+    Column("id", UUID(as_uuid=False), primary_key=True),
+    Column("at", DateTime(timezone=True), nullable=False),
+    Column("endpoint_id", UUID(as_uuid=False), nullable=False),
+    Column("model", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("reason", Text),
+    Column("message", Text),
+    Column("upstream_status", SmallInteger),
+    Column("open_seconds", Double),
+    Column("process", Text, nullable=False, server_default=""),
+    Column("once", Text),
+    UniqueConstraint("once"),
+    Index("ix_endpoint_events_newest", "endpoint_id", "at", "id"),
+    Index("ix_endpoint_events_at", "at"),
+)
+"""What happened to endpoints. No foreign key: it is asked about most when the endpoint is gone."""
 
 # ── The trail ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -33,6 +33,7 @@ from app.routers.rights import PREFIX, RIGHTS
 from app.services.admin_access import AdminAccess
 from app.services.admin_sessions import Session
 from app.services.alerts import Alerts
+from app.services.endpoint_care import EndpointCare
 from app.services.management import Management
 from app.storage.management_ports import AuditEntry, AuditStore, ListQuery
 from app.storage.ports import ReportStore, UsageStore
@@ -61,9 +62,7 @@ class AdminServices(Protocol):
     @property
     def alerts(self) -> Alerts: ...
     @property
-    def endpoint_state(self) -> Callable[[str], str]:
-        """The breaker's state of an endpoint: closed, open or half_open."""
-        ...
+    def endpoint_care(self) -> EndpointCare: ...
 
 
 class AdminRoute(APIRoute):

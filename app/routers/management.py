@@ -13,13 +13,13 @@ from starlette.responses import StreamingResponse
 from app.config import Settings
 from app.domain.record import CallRecord
 from app.exceptions import InvalidRequest, NotFound
+from app.models.endpoint_schemas import EndpointEventView, LiveEndpointView
 from app.models.schemas import (
     AuditVerdictView,
     AuditView,
     Drain,
     EndpointCreate,
     EndpointPatch,
-    EndpointView,
     ModelCreate,
     ModelPatch,
     ModelView,
@@ -40,6 +40,8 @@ health = admin_router("health", "Health")
 settings = admin_router("settings", "Settings")
 routers: tuple[APIRouter, ...] = (models, endpoints, usage, audit, health, settings)
 
+Limit = Annotated[int, Query(ge=1, le=200)]
+Cursor = Annotated[str | None, Query(max_length=600)]
 SUMMARY_DAYS = 30
 """How far back a summary goes when no `from` is given."""
 
@@ -79,29 +81,29 @@ async def delete_model(services: Services, actor: Caller, name: str, force: Forc
 # ── Endpoints ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _view(services: AdminServices, row: EndpointRow) -> EndpointView:
-    return EndpointView.of(row, services.endpoint_state(row.id))
+def _view(services: AdminServices, row: EndpointRow) -> LiveEndpointView:
+    return LiveEndpointView.standing(row, services.endpoint_care.standing(row.id))
 
 
 @endpoints.get("")
-async def list_endpoints(services: Services, query: Listing) -> PageView[EndpointView]:
+async def list_endpoints(services: Services, query: Listing) -> PageView[LiveEndpointView]:
     page = await services.management.endpoints.page(query)
     return PageView(items=[_view(services, row) for row in page.items], next_cursor=page.next_cursor)
 
 
 @endpoints.post("", status_code=201)
-async def create_endpoint(services: Services, actor: Caller, body: EndpointCreate) -> EndpointView:
+async def create_endpoint(services: Services, actor: Caller, body: EndpointCreate) -> LiveEndpointView:
     """Register an upstream of a model. Its credential is stored encrypted and never shown again."""
     return _view(services, await services.management.endpoints.create(actor, body.spec(), body.credential()))
 
 
 @endpoints.get("/{endpoint_id}")
-async def get_endpoint(services: Services, endpoint_id: str) -> EndpointView:
+async def get_endpoint(services: Services, endpoint_id: str) -> LiveEndpointView:
     return _view(services, await services.management.endpoints.get(endpoint_id))
 
 
 @endpoints.patch("/{endpoint_id}")
-async def patch_endpoint(services: Services, actor: Caller, endpoint_id: str, body: EndpointPatch) -> EndpointView:
+async def patch_endpoint(services: Services, actor: Caller, endpoint_id: str, body: EndpointPatch) -> LiveEndpointView:
     """Change what is named. Another host in `api_base` needs the `api_key` again."""
     commands = services.management.endpoints
     return _view(services, await commands.patch(actor, endpoint_id, body.changes(), body.credential()))
@@ -116,10 +118,31 @@ async def delete_endpoint(services: Services, actor: Caller, endpoint_id: str, f
 @endpoints.post("/{endpoint_id}/drain")
 async def drain_endpoint(
     services: Services, actor: Caller, endpoint_id: str, body: Annotated[Drain | None, Body()] = None
-) -> EndpointView:
+) -> LiveEndpointView:
     """Send it no new calls; those in flight finish. `{"draining": false}` undoes it."""
     draining = (body or Drain()).draining
-    return _view(services, await services.management.endpoints.drain(actor, endpoint_id, draining=draining))
+    return _view(services, await services.endpoint_care.drain(actor, endpoint_id, draining=draining))
+
+
+@endpoints.post("/{endpoint_id}/undrain")
+async def undrain_endpoint(services: Services, actor: Caller, endpoint_id: str) -> LiveEndpointView:
+    """Send it calls again."""
+    return _view(services, await services.endpoint_care.drain(actor, endpoint_id, draining=False))
+
+
+@endpoints.post("/{endpoint_id}/reset")
+async def reset_endpoint(services: Services, actor: Caller, endpoint_id: str) -> LiveEndpointView:
+    """Close its breaker in every process and forget what it failed at: the next call may go there."""
+    return _view(services, await services.endpoint_care.reset(actor, endpoint_id))
+
+
+@endpoints.get("/{endpoint_id}/events")
+async def list_endpoint_events(
+    services: Services, endpoint_id: str, limit: Limit = 50, cursor: Cursor = None
+) -> PageView[EndpointEventView]:
+    """What happened to it, when and why, newest first: breakers, checks, and what administrators did. Also of one that is gone."""
+    page = await services.endpoint_care.events(endpoint_id, limit=limit, cursor=cursor)
+    return PageView(items=[EndpointEventView.of(event) for event in page.items], next_cursor=page.next_cursor)
 
 
 # ── Usage ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -145,8 +168,6 @@ def log_filter(
 
 
 Filtered = Annotated[LogFilter, Depends(log_filter)]
-Limit = Annotated[int, Query(ge=1, le=200)]
-Cursor = Annotated[str | None, Query(max_length=600)]
 
 
 @usage.get("/logs")

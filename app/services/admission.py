@@ -22,7 +22,7 @@ from datetime import tzinfo
 
 from app.clock import Clock
 from app.domain.budget import BudgetClaim, ReserveMode
-from app.domain.call import EstimateKind, Meter
+from app.domain.call import Estimate, EstimateKind, Meter
 from app.domain.catalog import Catalog, Model
 from app.domain.identity import Overflow, OverflowMode
 from app.domain.limits import Claim, Limit, Scope, TokenNeed, claims_for
@@ -30,10 +30,12 @@ from app.domain.record import encode_record
 from app.exceptions import (
     BudgetExceeded,
     BudgetReserved,
+    ContextLengthExceeded,
     DependencyUnavailable,
     GatewayError,
     ModelNotAllowed,
     ModelNotFound,
+    PriceUnknown,
     RateLimited,
 )
 from app.services import budget
@@ -112,6 +114,41 @@ class Admission:
         finally:
             self.running.discard(meter.request_id)
             await self._settle(meter)
+
+    async def swapped(self, model: Model, meter: Meter) -> bool:
+        """Exchange what is reserved for a running call for what another model needs of limits and budgets. False: that is not to be
+        had, or its prompt is too long for it; the call then has again what it had, as far as nobody took it meanwhile.
+
+        Raises: DependencyUnavailable. The call holds nothing then, and must send nothing any more.
+        """
+        try:
+            estimate = await self._estimation.of(meter.call, model)
+        except ContextLengthExceeded:
+            return False
+        had = meter.model, meter.estimate
+        # Between the two it holds no lease, and whoever renews leases would end it for that.
+        self.running.discard(meter.request_id)
+        await self._counters.release(meter.request_id)
+        if await self._claimed(model, estimate, meter):
+            return True
+        before, estimate_before = had
+        if before is not None and estimate_before is not None:
+            await self._claimed(before, estimate_before, meter)
+            meter.model, meter.estimate = had
+        return False
+
+    async def _claimed(self, model: Model, estimate: Estimate, meter: Meter) -> bool:
+        """Claim everything anew for a call that held nothing just now."""
+        meter.estimate = estimate
+        meter.capped_max_tokens = meter.granted_tokens = meter.grow = None
+        meter.limits, meter.budgets = (), ()
+        try:
+            if await self._tried(model, meter) is not None:
+                return False
+        except (BudgetExceeded, BudgetReserved, PriceUnknown):
+            return False
+        self.running.add(meter.request_id)
+        return True
 
     # ── Chores ────────────────────────────────────────────────────────────────────────────────────────────────────────
 

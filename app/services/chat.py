@@ -40,10 +40,12 @@ class Chat:
         call, identity = meter.call, meter.identity
         async with self.usage_log.logged(meter):  # one record, whatever happens next
             model = catalog.model_for(identity, call.model)  # 403, 404
-            meter.estimate = await self.estimation.of(call, model)  # 400
+            model = await self.estimation.fitted(meter, model, catalog)  # 400
             # 402, 429: all or nothing; settles on the way out
             async with self.admission.admitted(model, meter, catalog) as model:
-                answered = self.failover.opened(dialect, model, meter)  # 502, 503, 504: until one endpoint begins
+                answered = self.failover.opened(
+                    dialect, model, meter, catalog
+                )  # 502, 503, 504: until one endpoint begins
                 # a stream ends where what was reserved for it ends
                 async with self.stream_cap.opened(answered, dialect, meter) as answer:
                     yield answer

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from app.domain.call import Call, Estimate, EstimateKind, Meter, Quality
-from app.domain.catalog import Model
+from app.domain.call import Call, Candidate, Estimate, EstimateKind, Meter, Quality
+from app.domain.catalog import Catalog, Model
 from app.domain.media import tokens_of
 from app.domain.pricing import Usage
+from app.exceptions import ContextLengthExceeded, ModelNotAllowed, ModelNotFound
 from app.services import context_validation
 
 FOREIGN_MARGIN_PERCENT = 130
@@ -68,6 +69,31 @@ class Estimation:
         is_own = self._tokenizer.is_own(model)
         context_validation.require_room(call, model, counted if is_own else counted * 100 // FOREIGN_MARGIN_PERCENT)
         return self._with_count(estimate, counted, call, model)
+
+    async def fitted(self, meter: Meter, model: Model, catalog: Catalog) -> Model:
+        """Write into the meter what the call will need. Returns the model, or the first of its fallbacks that has room for a prompt
+        which is too long for it. Raises: ContextLengthExceeded when it fits none."""
+        try:
+            meter.estimate = await self.of(meter.call, model)
+        except ContextLengthExceeded as error:
+            if not model.fallbacks:
+                raise
+            return await self._fallback_with_room(meter, model, catalog, error)
+        return model
+
+    async def _fallback_with_room(
+        self, meter: Meter, model: Model, catalog: Catalog, error: ContextLengthExceeded
+    ) -> Model:
+        meter.candidates.append(Candidate(f"model {model.name}", "prompt too long"))
+        for name in model.fallbacks:
+            try:
+                fallback = catalog.model_for(meter.identity, name)
+                meter.estimate = await self.of(meter.call, fallback)
+            except (ModelNotFound, ModelNotAllowed, ContextLengthExceeded) as why:
+                meter.candidates.append(Candidate(f"model {name}", f"fallback refused: {why.code}"))
+                continue
+            return fallback
+        raise error
 
     async def refined(self, estimate: Estimate, call: Call, model: Model) -> Estimate:
         """The estimate with the prompt counted; as it was, where it is counted already or cannot be.

@@ -1,71 +1,230 @@
-"""Failover: try one endpoint after another until one begins to answer.
+"""Failover: ask one endpoint after another, then the model's fallbacks, until one begins to answer.
 
-The kind of a failure decides what follows: a caller's fault is answered at once, for every endpoint would say the same; a call that
-was never sent, or was sent without an answer beginning, goes to the next endpoint while the deadline allows; an answer that has
-begun is never tried again, for its caller has seen it.
+1. The balancer names an endpoint. Where all that could be asked are full, the call waits for room, briefly and in a bounded crowd.
+2. The kind of a failure decides what follows: a caller's fault is answered at once, for every endpoint would say the same; a call that
+   was never sent, or was sent without an answer beginning, goes to the next endpoint; an answer that has begun is never tried again,
+   for its caller has seen it.
+3. Asking again has three bounds: the call's deadline, the model's `max_retries`, and the process's retry budget. What was never sent
+   costs nothing of the budget.
+4. When a model has nobody left to ask, or says that the prompt is too long for it or against its rules, its fallbacks are asked in
+   their order, theirs after them. What is reserved for the call is exchanged before: a dearer model is asked only where the budgets
+   can pay for it.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from itertools import islice
+from dataclasses import dataclass
 
 from app.clock import Clock
 from app.dialects.base import Dialect
+from app.domain.breaker import Fault
 from app.domain.call import Attempt, Candidate, Meter, Quality
-from app.domain.catalog import Endpoint, Model, ProviderKind
-from app.exceptions import AttemptFailed, FailureKind, GatewayError, NoHealthyEndpoint
+from app.domain.catalog import Catalog, Endpoint, Model, ProviderKind
+from app.domain.retry_budget import RetryBudget
+from app.exceptions import (
+    AttemptFailed,
+    ContextLengthExceeded,
+    FailureKind,
+    GatewayError,
+    ModelNotAllowed,
+    ModelNotFound,
+    NoHealthyEndpoint,
+    Overloaded,
+    UpstreamFailed,
+    UpstreamRejected,
+)
 from app.providers.base import Answer, Provider
 from app.services import error_sanitizer
+from app.services.endpoint_faults import fault_of
+from app.services.live_endpoint import LiveEndpoint
 from app.services.load_balancer import LoadBalancer
+from app.services.waiting_room import WaitingRoom
 
-MAX_ATTEMPTS = 3
-"""More endpoints than this in a row failing says more about the call, or about the hour, than about any one of them."""
+MAX_RETRIES = 2
+"""More endpoints than three in a row failing says more about the call, or about the hour, than about any one of them."""
+MAX_MODELS = 6
+"""The model asked for and its fallbacks, theirs among them."""
+POLICY_CODES = frozenset({"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"})
+"""How upstreams say that a prompt is against their rules; another model's rules may differ."""
+FULL_RETRY_S = 1.0
+"""When to come back to endpoints that are full: by then calls of ordinary length have ended."""
+
+Exchange = AbstractAsyncContextManager[Answer]
+Swap = Callable[[Model, Meter], Awaitable[bool]]
+"""Exchange what is reserved for a call for what another model needs. False: that is not to be had, and nothing changed."""
+
+
+@dataclass(slots=True)
+class _Begun:
+    """An attempt whose answer has begun."""
+
+    answer: Answer
+    exchange: Exchange
+    attempt: Attempt
+    live: LiveEndpoint
+    ticket: int
+    took_s: float
 
 
 class Failover:
-    def __init__(self, *, providers: Mapping[ProviderKind, Provider], balancer: LoadBalancer, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        providers: Mapping[ProviderKind, Provider],
+        balancer: LoadBalancer,
+        clock: Clock,
+        retries: RetryBudget,
+        room: WaitingRoom,
+        swap: Swap,
+    ) -> None:
         self._providers = providers
         self._balancer = balancer
         self._clock = clock
+        self._retries = retries
+        self._room = room
+        self._swap = swap
 
     @asynccontextmanager
-    async def opened(self, dialect: Dialect, model: Model, meter: Meter) -> AsyncIterator[Answer]:
+    async def opened(self, dialect: Dialect, model: Model, meter: Meter, catalog: Catalog) -> AsyncIterator[Answer]:
         """Inside the context one endpoint answers. Raises: GatewayError when none did."""
-        last: GatewayError = NoHealthyEndpoint()
-        for endpoint in islice(self._balancer.candidates(model, meter), MAX_ATTEMPTS):
-            if meter.attempts and self._clock.monotonic() >= meter.started_s + endpoint.timeouts.total_s:
-                meter.candidates[-1] = Candidate(endpoint.id, "no time left")
-                continue
-            exchange = self._exchange(dialect, endpoint, meter)
-            attempt = self._begin(endpoint, meter)
-            try:
-                answer = await exchange.__aenter__()
-            except AttemptFailed as failure:
-                last = self._failed(attempt, endpoint, failure, meter)
-                if failure.is_caller_fault or failure.kind is FailureKind.CLIENT_LEFT:
-                    raise last from failure
-                continue
-            except BaseException:
-                self._end(attempt, "cancelled", meter)
+        begun = await self._begun(dialect, model, meter, catalog)
+        exchange, balancer = begun.exchange, self._balancer
+        try:
+            yield begun.answer
+        except BaseException as error:
+            self._broke(begun, error, meter)
+            if not await exchange.__aexit__(*sys.exc_info()):
                 raise
-            attempt.first_byte_ms = self._elapsed_ms(meter)
-            try:
-                yield answer
-            except BaseException as error:
-                self._broke(attempt, endpoint, error, meter)
-                if not await exchange.__aexit__(*sys.exc_info()):
-                    raise
-            else:
-                self._end(attempt, "ok", meter)
-                self._balancer.succeeded(endpoint)
-                await exchange.__aexit__(None, None, None)
-            return
-        raise last
+        else:
+            self._end(begun.attempt, "ok", meter)
+            balancer.succeeded(begun.live, begun.ticket, took_s=begun.took_s if meter.call.is_stream else 0.0)
+            await exchange.__aexit__(None, None, None)
+        finally:
+            balancer.end(begun.live)
+            self._room.left(begun.live.endpoint.model)
 
-    def _exchange(self, dialect: Dialect, endpoint: Endpoint, meter: Meter) -> AbstractAsyncContextManager[Answer]:
+    # ── Models ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _begun(self, dialect: Dialect, model: Model, meter: Meter, catalog: Catalog) -> _Begun:
+        """The answer of the model, or of the first of its fallbacks that gives one. Raises: GatewayError."""
+        try:
+            return await self._answer_of(dialect, model, meter)
+        except GatewayError as error:
+            if not model.fallbacks:
+                raise
+            told = error
+        asked = {model.name}
+        ahead = list(model.fallbacks)
+        while ahead and len(asked) < MAX_MODELS and _may_fall_back(told):
+            name = ahead.pop(0)
+            if name in asked:
+                continue
+            asked.add(name)
+            fallback = await self._exchanged(name, meter, catalog)
+            if fallback is None:
+                continue
+            ahead[:0] = fallback.fallbacks
+            try:
+                return await self._answer_of(dialect, fallback, meter)
+            except GatewayError as error:
+                told = error
+        raise told
+
+    async def _exchanged(self, name: str, meter: Meter, catalog: Catalog) -> Model | None:
+        """The fallback of this name, with everything reserved that it needs; None where it may not or cannot be used."""
+        try:
+            fallback = catalog.model_for(meter.identity, name)
+        except (ModelNotFound, ModelNotAllowed) as error:
+            meter.candidates.append(Candidate(f"model {name}", f"fallback refused: {error.code}"))
+            return None
+        if await self._swap(fallback, meter):
+            return fallback
+        meter.candidates.append(Candidate(f"model {name}", "fallback refused: limits or budgets"))
+        return None
+
+    # ── Endpoints ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _answer_of(self, dialect: Dialect, model: Model, meter: Meter) -> _Begun:
+        """The answer of the first of the model's endpoints that begins one. Raises: GatewayError."""
+        last: GatewayError | None = None
+        cause: AttemptFailed | None = None
+        tried: tuple[str, ...] = ()
+        left = 1 + (MAX_RETRIES if model.max_retries is None else model.max_retries)
+        while left > 0:
+            endpoint = await self._next(model, meter, tried)
+            if endpoint is None:
+                break
+            tried += (endpoint.id,)
+            obstacle = self._obstacle(endpoint, meter)
+            if obstacle is not None:
+                meter.candidates[-1] = Candidate(endpoint.id, obstacle)
+                continue
+            left -= 1
+            try:
+                return await self._attempted(dialect, endpoint, model, meter)
+            except AttemptFailed as failure:
+                last, cause = self._caller_error(endpoint, failure), failure
+                if failure.is_caller_fault or failure.kind is FailureKind.CLIENT_LEFT:
+                    break
+        raise self._exhausted(model, last) from cause
+
+    async def _next(self, model: Model, meter: Meter, tried: tuple[str, ...]) -> Endpoint | None:
+        endpoint = self._balancer.pick(model, meter, tried)
+        if endpoint is None and not tried and self._balancer.has_full(model):
+            return await self._room.waited(model, lambda: self._again(model, meter))
+        return endpoint
+
+    def _again(self, model: Model, meter: Meter) -> Endpoint | None:
+        """Another look while waiting; that one was in vain is not noted every time."""
+        notes = len(meter.candidates)
+        endpoint = self._balancer.pick(model, meter)
+        if endpoint is None:
+            del meter.candidates[notes:]
+        return endpoint
+
+    def _obstacle(self, endpoint: Endpoint, meter: Meter) -> str | None:
+        """Why the call may not be sent (again), if it may not."""
+        now_s = self._clock.monotonic()
+        if not meter.attempts:
+            self._retries.called(now_s)
+            return None
+        if now_s >= meter.started_s + endpoint.timeouts.total_s:
+            return "no time left"
+        if not meter.attempts[-1].is_free and not self._retries.may_retry(now_s):
+            return "retry budget spent"
+        return None
+
+    async def _attempted(self, dialect: Dialect, endpoint: Endpoint, model: Model, meter: Meter) -> _Begun:
+        """One attempt, until its answer begins. Raises: AttemptFailed."""
+        balancer = self._balancer
+        live = balancer.live(endpoint)
+        exchange = self._exchange(dialect, endpoint, meter)
+        attempt = self._begin(endpoint, meter)
+        ticket = balancer.begin(live)
+        began_s = self._clock.monotonic()
+        try:
+            answer = await exchange.__aenter__()
+        except AttemptFailed as failure:
+            self._failed(attempt, live, ticket, failure, meter)
+            balancer.end(live)
+            self._room.left(model.name)
+            raise
+        except BaseException:
+            self._end(attempt, "cancelled", meter)
+            balancer.abandoned(live, ticket)
+            balancer.end(live)
+            self._room.left(model.name)
+            raise
+        took_s = self._clock.monotonic() - began_s
+        attempt.first_byte_ms = self._elapsed_ms(meter)
+        balancer.answered(live, ticket, took_s=took_s)
+        balancer.explain_rest(model, meter)
+        return _Begun(answer, exchange, attempt, live, ticket, took_s)
+
+    def _exchange(self, dialect: Dialect, endpoint: Endpoint, meter: Meter) -> Exchange:
         provider = self._providers[endpoint.provider]
         deadline_s = meter.started_s + endpoint.timeouts.total_s
         return provider.opened(
@@ -81,29 +240,65 @@ class Failover:
         meter.finish_reason = meter.first_token_ms = None
         return attempt
 
-    def _failed(self, attempt: Attempt, endpoint: Endpoint, failure: AttemptFailed, meter: Meter) -> GatewayError:
-        """Note a failure before the answer began; what it means to the caller, should nothing better come."""
-        secrets = (endpoint.credential,) if endpoint.credential else ()
+    # ── Failures ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _failed(self, attempt: Attempt, live: LiveEndpoint, ticket: int, failure: AttemptFailed, meter: Meter) -> None:
+        """Note a failure before the answer began."""
         attempt.upstream_status = failure.upstream_status
         attempt.reason = failure.reason
+        attempt.is_free = failure.is_caller_fault or failure.kind is FailureKind.NOTHING_SENT
         meter.error_reason = failure.reason
         meter.endpoint = None  # nobody answered, so nobody is paid
         self._end(attempt, "failed", meter)
-        if failure.is_endpoint_fault:
-            self._balancer.failed(endpoint, retry_after_s=failure.retry_after_s)
-        return error_sanitizer.caller_error(failure, secrets=secrets)
+        self._blame(live, ticket, failure)
 
-    def _broke(self, attempt: Attempt, endpoint: Endpoint, error: BaseException, meter: Meter) -> None:
+    def _broke(self, begun: _Begun, error: BaseException, meter: Meter) -> None:
+        attempt = begun.attempt
         if isinstance(error, AttemptFailed):
             attempt.reason, attempt.upstream_status = error.reason, error.upstream_status
-            if error.is_endpoint_fault:
-                self._balancer.failed(endpoint)
+            self._blame(begun.live, begun.ticket, error, has_begun=True)
             self._end(attempt, "broke_off", meter)
         else:
+            self._balancer.abandoned(begun.live, begun.ticket)
             self._end(attempt, "cancelled", meter)
+
+    def _blame(self, live: LiveEndpoint, ticket: int, failure: AttemptFailed, *, has_begun: bool = False) -> None:
+        fault = fault_of(failure)
+        if fault is None or failure.kind is FailureKind.CLIENT_LEFT:
+            self._balancer.abandoned(live, ticket)
+            return
+        if has_begun and fault is Fault.ERROR:
+            fault = Fault.TRUNCATED
+        message = None
+        if failure.upstream_message:
+            message = error_sanitizer.clean(failure.upstream_message, secrets=_secrets(live.endpoint))
+        self._balancer.failed(live, ticket, failure, fault, message)
+
+    def _caller_error(self, endpoint: Endpoint, failure: AttemptFailed) -> GatewayError:
+        """What a failure means to the caller, should nothing better come."""
+        return error_sanitizer.caller_error(failure, secrets=_secrets(endpoint))
+
+    def _exhausted(self, model: Model, last: GatewayError | None) -> GatewayError:
+        """What the caller is told when nobody is left to ask. When to come back is true: somebody may be asked by then."""
+        if last is None and self._balancer.has_full(model):
+            return Overloaded(retry_after_s=FULL_RETRY_S)
+        if last is None or isinstance(last, NoHealthyEndpoint):
+            return NoHealthyEndpoint(retry_after_s=self._balancer.next_try_s(model))
+        return last
 
     def _end(self, attempt: Attempt, outcome: str, meter: Meter) -> None:
         attempt.outcome, attempt.ended_ms = outcome, self._elapsed_ms(meter)
 
     def _elapsed_ms(self, meter: Meter) -> int:
         return round((self._clock.monotonic() - meter.started_s) * 1000)
+
+
+def _may_fall_back(error: GatewayError) -> bool:
+    """Whether another model may do better: where nobody answered, or what was asked does not fit this one."""
+    if isinstance(error, UpstreamRejected):
+        return error.code == ContextLengthExceeded.code or error.code in POLICY_CODES
+    return isinstance(error, UpstreamFailed | Overloaded | ContextLengthExceeded)
+
+
+def _secrets(endpoint: Endpoint) -> tuple[str, ...]:
+    return (endpoint.credential,) if endpoint.credential else ()

@@ -1,98 +1,307 @@
-"""Which endpoint next: by priority, then by smooth weighted round robin, leaving out those that drain or keep failing.
+"""Which endpoint next: of those that may be asked now, the highest priority; among these, by the model's strategy.
 
-An endpoint that has failed `FAILURES_TO_REST` times in a row rests for `REST_S`; while every endpoint of a model rests, all of them
-are tried all the same, for a model is never shut off by its own memory.
+An endpoint may be asked now if it does not drain, its breaker lets an attempt begin, it has room for another call, and none of its
+limits is known to be used up. Why others were passed over is noted in the call's record.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator
+from datetime import timedelta
 
 from app.clock import Clock
+from app.domain import routing
+from app.domain.breaker import Breaker, BreakerState, Change, Fault
 from app.domain.call import Candidate, Meter
-from app.domain.catalog import Catalog, Endpoint, Model
-from app.domain.routing import smooth_pick
+from app.domain.catalog import Catalog, Endpoint, Model, Sticky, Strategy
+from app.domain.pricing import Price
+from app.exceptions import AttemptFailed
+from app.services.live_endpoint import Checked, LiveEndpoint, Mishap
 
-FAILURES_TO_REST = 3
-REST_S = 10.0
+MAX_IN_FLIGHT = 512
+"""Calls at once that one process sends to an endpoint without a `max_concurrency`: a hung endpoint must not eat a whole process."""
+FAILED_CHECKS = 2
+"""In a row, before an endpoint that nobody calls is taken for dead: one may be a hiccup."""
+PROBE_PATIENCE_S = 1.0
+"""When to come back while a probe is under way: nobody knows how long it takes."""
+NOBODY_S = 5.0
+"""When to come back to a model whose endpoints all drain, or that has none: an administrator is at work."""
+PREFIX_BYTES = 1024
+"""Of a prompt, what decides where it sticks: a system prompt and the beginning of a conversation."""
+
+FULL = "full"
+PROBED = "half open: another call is its probe"
+
+OnChange = Callable[[LiveEndpoint, Change, Mishap | None], None]
 
 
-@dataclass(slots=True)
-class _Health:
-    failures_in_row: int = 0
-    rests_until_s: float = 0.0
+def nobody(_: LiveEndpoint, __: Change, ___: Mishap | None) -> None:
+    """Is told of changes of state, and does nothing."""
 
 
-@dataclass(slots=True)
 class LoadBalancer:
-    clock: Clock
-    _credits: dict[tuple[str, int], dict[str, int]] = field(default_factory=dict)
-    _health: dict[str, _Health] = field(default_factory=dict)
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        chance: Callable[[], float],
+        on_change: OnChange = nobody,
+        max_in_flight: int = MAX_IN_FLIGHT,
+    ) -> None:
+        """`chance` gives random numbers from 0 to 1. `on_change` is told of every change of a breaker that was decided here."""
+        self._clock = clock
+        self._chance = chance
+        self._on_change = on_change
+        self._max_in_flight = max_in_flight
+        self._live: dict[str, LiveEndpoint] = {}
 
-    def candidates(self, model: Model, meter: Meter) -> Iterator[Endpoint]:
-        """Endpoints in the order in which this call should try them, each once. Notes in the meter why others were passed over."""
-        usable = []
-        for endpoint in model.endpoints:
-            if endpoint.is_draining:
-                meter.candidates.append(Candidate(endpoint.id, "draining"))
+    # ── Choosing ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def pick(self, model: Model, meter: Meter, tried: Collection[str] = ()) -> Endpoint | None:
+        """The endpoint to ask next; None when none of those that were not tried yet may be asked now.
+
+        Notes in the meter which it is, and why others were passed over.
+        """
+        now_s = self._clock.monotonic()
+        endpoints = model.endpoints
+        if len(endpoints) == 1 and not tried:
+            return self._only(endpoints[0], meter, now_s)
+        ready: list[LiveEndpoint] = []
+        for endpoint in endpoints:
+            if endpoint.id in tried:
+                continue
+            live = self.live(endpoint)
+            why = self._obstacle(endpoint, live, now_s)
+            if why is None:
+                ready.append(live)
             else:
-                usable.append(endpoint)
-        awake = [endpoint for endpoint in usable if not self._rests(endpoint.id)]
-        for endpoint in usable if awake else ():
-            if endpoint not in awake:
-                meter.candidates.append(Candidate(endpoint.id, "resting after failures"))
-        left = awake or usable
-        while left:
-            endpoint = self._pick(model, left)
-            meter.candidates.append(Candidate(endpoint.id, "tried"))
-            yield endpoint
-            left = [other for other in left if other.id != endpoint.id]
-        # What rests is better than nothing once all others have failed.
-        if awake:
-            for endpoint in usable:
-                if endpoint not in awake:
-                    meter.candidates.append(Candidate(endpoint.id, "tried"))
-                    yield endpoint
+                meter.candidates.append(Candidate(endpoint.id, why))
+        if not ready:
+            return None
+        highest = max(live.endpoint.priority for live in ready)
+        group = [live for live in ready if live.endpoint.priority == highest]
+        chosen = group[0] if len(group) == 1 else self._chosen(model, group, meter, now_s)
+        meter.candidates.append(chosen.tried)
+        return next(endpoint for endpoint in endpoints if endpoint.id == chosen.id)
 
-    def succeeded(self, endpoint: Endpoint) -> None:
-        self._health.pop(endpoint.id, None)
+    def explain_rest(self, model: Model, meter: Meter) -> None:
+        """Note of the endpoints that were not looked at closely why that was: called once an answer has begun."""
+        endpoints, known = model.endpoints, meter.candidates
+        if len(endpoints) == 1 or len(known) == len(endpoints):
+            return
+        mentioned = {candidate.endpoint_id for candidate in known}
+        asked = meter.endpoint
+        for endpoint in endpoints:
+            if endpoint.id in mentioned:
+                continue
+            if asked is not None and endpoint.priority < asked.priority:
+                known.append(Candidate(endpoint.id, "lower priority"))
+            elif model.sticky is not None:
+                known.append(Candidate(endpoint.id, "sticky elsewhere"))
+            else:
+                known.append(self.live(endpoint).spare)
 
-    def failed(self, endpoint: Endpoint, *, retry_after_s: float | None = None) -> None:
-        health = self._health.setdefault(endpoint.id, _Health())
-        health.failures_in_row += 1
-        now = self.clock.monotonic()
-        if health.failures_in_row >= FAILURES_TO_REST:
-            health.rests_until_s = max(health.rests_until_s, now + REST_S)
-        if retry_after_s is not None:
-            health.rests_until_s = max(health.rests_until_s, now + retry_after_s)
+    def next_try_s(self, model: Model) -> float:
+        """In how many seconds an endpoint of the model may be asked again."""
+        now_s = self._clock.monotonic()
+        waits = [self._wait_s(endpoint, now_s) for endpoint in model.endpoints if not endpoint.is_draining]
+        return min(waits, default=NOBODY_S)
+
+    def has_full(self, model: Model) -> bool:
+        """Whether an endpoint of the model could be asked if it had room."""
+        now_s = self._clock.monotonic()
+        return any(self._obstacle(endpoint, self.live(endpoint), now_s) == FULL for endpoint in model.endpoints)
+
+    # ── What attempts came to ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def live(self, endpoint: Endpoint) -> LiveEndpoint:
+        live = self._live.get(endpoint.id)
+        if live is None:
+            live = self._live[endpoint.id] = LiveEndpoint(endpoint, Breaker(endpoint.breaker))
+        return live
+
+    def find(self, endpoint_id: str) -> LiveEndpoint | None:
+        return self._live.get(endpoint_id)
+
+    def begin(self, live: LiveEndpoint) -> int:
+        """An attempt begins. Its ticket goes to `answered` and one of `succeeded`, `failed` and `abandoned`; then `end`."""
+        live.in_flight += 1
+        return live.breaker.begin()
+
+    def end(self, live: LiveEndpoint) -> None:
+        live.in_flight -= 1
+
+    def answered(self, live: LiveEndpoint, ticket: int, *, took_s: float) -> None:
+        """The answer has begun, so long after the request went out."""
+        live.latency.observe(took_s, self._clock.monotonic())
+        change = live.breaker.answered(ticket)
+        if change is not None:
+            self._on_change(live, change, None)
+
+    def succeeded(self, live: LiveEndpoint, ticket: int, *, took_s: float) -> None:
+        now_s = self._clock.monotonic()
+        slow_s = live.breaker.rules.slow_first_token_s
+        if slow_s is not None and took_s > slow_s:
+            mishap = Mishap(now_s, Fault.SLOW, f"first token after {took_s:.1f} s", None, None)
+            self._failed(live, ticket, Fault.SLOW, mishap)
+            return
+        live.last_success_s = now_s
+        live.breaker.succeeded(ticket, now_s)
+
+    def failed(
+        self, live: LiveEndpoint, ticket: int, failure: AttemptFailed, fault: Fault, message: str | None
+    ) -> None:
+        """`message` is what may be shown of the upstream's own words."""
+        mishap = Mishap(self._clock.monotonic(), fault, failure.reason, failure.upstream_status, message)
+        self._failed(live, ticket, fault, mishap, failure.retry_after_s)
+
+    def abandoned(self, live: LiveEndpoint, ticket: int) -> None:
+        live.breaker.abandoned(ticket)
+
+    def limited(self, live: LiveEndpoint, by: str, retry_after_s: float) -> None:
+        """One of the endpoint's own limits has nothing left for so long."""
+        live.limited_until_s, live.limited_by = self._clock.monotonic() + retry_after_s, by
+
+    # ── From outside ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def told_open(self, endpoint_id: str, fault: Fault, open_s: float) -> None:
+        """Another process has opened its breaker of this endpoint."""
+        live = self._live.get(endpoint_id)
+        if live is not None:
+            live.breaker.told(fault, open_s, self._clock.monotonic())
+
+    def told_well(self, endpoint_id: str) -> None:
+        """Another process had an answer of an endpoint that it had found failing."""
+        live = self._live.get(endpoint_id)
+        if live is not None:
+            live.breaker.told_well(self._clock.monotonic())
+
+    def told_checked(self, endpoint_id: str, *, is_ok: bool, reason: str | None, took_ms: int) -> None:
+        """An active check was made, here or elsewhere. A good one overrules nothing that calls have shown, except where calls have
+        shown nothing: where only checks had failed, it closes the breaker again."""
+        live = self._live.get(endpoint_id)
+        if live is None:
+            return
+        now_s = self._clock.monotonic()
+        live.check = Checked(now_s, is_ok, reason, took_ms)
+        live.failed_checks = 0 if is_ok else live.failed_checks + 1
+        breaker = live.breaker
+        if is_ok:
+            if breaker.fault is Fault.CHECK and not breaker.is_closed:
+                breaker.reset(now_s)
+            return
+        is_in_use = (
+            live.last_success_s is not None and now_s - live.last_success_s < live.endpoint.health_check.interval_s
+        )
+        if live.failed_checks >= FAILED_CHECKS and not is_in_use and breaker.is_closed:
+            breaker.told(Fault.CHECK, breaker.rules.max_open_s, now_s)
+
+    def reset(self, endpoint_id: str) -> Change | None:
+        live = self._live.get(endpoint_id)
+        if live is None:
+            return None
+        live.mishap, live.failed_checks, live.limited_until_s = None, 0, 0.0
+        return live.breaker.reset(self._clock.monotonic())
+
+    def follow(self, catalog: Catalog) -> None:
+        """Take over a new catalog: forget endpoints that are gone, and what is remembered of one that is another upstream now."""
+        known, self._live = self._live, {}
+        for model in catalog.models.values():
+            for endpoint in model.endpoints:
+                live = known.get(endpoint.id)
+                if live is None:
+                    self.live(endpoint)
+                    continue
+                is_other = _upstream(live.endpoint) != _upstream(endpoint)
+                live.endpoint, live.breaker.rules = endpoint, endpoint.breaker
+                self._live[endpoint.id] = live
+                if is_other:
+                    self.reset(endpoint.id)
 
     def state_of(self, endpoint_id: str) -> str:
-        """The endpoint's state in the words of the admin API: open while it rests."""
-        return "open" if self._rests(endpoint_id) else "closed"
+        live = self._live.get(endpoint_id)
+        return BreakerState.CLOSED if live is None else live.breaker.state(self._clock.monotonic())
 
     def healthy(self, catalog: Catalog) -> tuple[int, int]:
-        """How many endpoints are well, and how many are not (resting or draining)."""
+        """How many endpoints are well, and how many are not (their breaker is not closed, or they drain)."""
         endpoints = [endpoint for model in catalog.models.values() for endpoint in model.endpoints]
-        well = sum(not endpoint.is_draining and not self._rests(endpoint.id) for endpoint in endpoints)
+        well = sum(not endpoint.is_draining and self.live(endpoint).breaker.is_closed for endpoint in endpoints)
         return well, len(endpoints) - well
 
-    def forget_all_but(self, catalog: Catalog) -> None:
-        """Drop what is remembered of endpoints and models that are gone."""
-        endpoints = {endpoint.id for model in catalog.models.values() for endpoint in model.endpoints}
-        self._health = {key: value for key, value in self._health.items() if key in endpoints}
-        self._credits = {key: value for key, value in self._credits.items() if key[0] in catalog.models}
+    def all_live(self) -> Iterator[LiveEndpoint]:
+        return iter(self._live.values())
 
-    def _rests(self, endpoint_id: str) -> bool:
-        health = self._health.get(endpoint_id)
-        return health is not None and health.rests_until_s > self.clock.monotonic()
+    # ── Inside ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _pick(self, model: Model, endpoints: list[Endpoint]) -> Endpoint:
-        priority = max(endpoint.priority for endpoint in endpoints)
-        group = [endpoint for endpoint in endpoints if endpoint.priority == priority]
-        if len(group) == 1:
-            return group[0]
-        key = (model.name, priority)
-        chosen, credits = smooth_pick([(e.id, e.weight) for e in group], self._credits.get(key, {}))
-        self._credits[key] = {**self._credits.get(key, {}), **credits}
-        return next(endpoint for endpoint in group if endpoint.id == chosen)
+    def _only(self, endpoint: Endpoint, meter: Meter, now_s: float) -> Endpoint | None:
+        live = self._live.get(endpoint.id) or self.live(endpoint)
+        why = self._obstacle(endpoint, live, now_s)
+        meter.candidates.append(live.tried if why is None else Candidate(endpoint.id, why))
+        return endpoint if why is None else None
+
+    def _obstacle(self, endpoint: Endpoint, live: LiveEndpoint, now_s: float) -> str | None:
+        """Why the endpoint may not be asked now; None if it may."""
+        if endpoint.is_draining:
+            return "draining"
+        breaker = live.breaker
+        if not breaker.is_closed and not breaker.may_begin(now_s):
+            return PROBED if breaker.is_probing else self._open_until(breaker, now_s)
+        if live.in_flight >= (endpoint.max_concurrency or self._max_in_flight):
+            return FULL
+        if now_s < live.limited_until_s:
+            return f"rate limited: {live.limited_by}"
+        return None
+
+    def _open_until(self, breaker: Breaker, now_s: float) -> str:
+        until = self._clock.now() + timedelta(seconds=breaker.opens_in_s(now_s))
+        return f"open until {until:%H:%M:%S} UTC ({breaker.fault})"
+
+    def _wait_s(self, endpoint: Endpoint, now_s: float) -> float:
+        live = self.live(endpoint)
+        limited_s = max(0.0, live.limited_until_s - now_s)
+        if live.breaker.is_probing:
+            return max(PROBE_PATIENCE_S, limited_s)
+        return max(live.breaker.opens_in_s(now_s), limited_s)
+
+    def _chosen(self, model: Model, group: list[LiveEndpoint], meter: Meter, now_s: float) -> LiveEndpoint:
+        if model.sticky is not None:
+            return routing.sticky(group, _sticky_key(model.sticky, meter))
+        match model.strategy:
+            case Strategy.ROUND_ROBIN:
+                return routing.round_robin(group)
+            case Strategy.LEAST_BUSY:
+                return routing.least_busy(group, self._chance)
+            case Strategy.LATENCY:
+                return routing.lowest_latency(group, lambda live: live.latency.at(now_s))
+            case Strategy.COST:
+                return routing.cheapest(group, lambda live: _cost(model.price_at(live.endpoint), meter))
+
+    def _failed(
+        self, live: LiveEndpoint, ticket: int, fault: Fault, mishap: Mishap, retry_after_s: float | None = None
+    ) -> None:
+        live.mishap = mishap
+        change = live.breaker.failed(
+            ticket, fault, now_s=mishap.at_s, chance=self._chance(), retry_after_s=retry_after_s
+        )
+        if change is not None:
+            self._on_change(live, change, mishap)
+
+
+def _upstream(endpoint: Endpoint) -> tuple[object, ...]:
+    return endpoint.provider, endpoint.api_base, endpoint.upstream_model, endpoint.credential
+
+
+def _sticky_key(by: Sticky, meter: Meter) -> bytes:
+    if by is Sticky.USER:
+        return meter.identity.user.oid.encode()
+    fields = meter.call.fields
+    prompt = fields.get("messages") or fields.get("prompt") or fields.get("input")
+    return bytes(prompt)[:PREFIX_BYTES] if prompt is not None else meter.call.body[:PREFIX_BYTES]
+
+
+def _cost(price: Price | None, meter: Meter) -> int | None:
+    """What the call would cost, about: for comparing, not for billing."""
+    if price is None or meter.estimate is None:
+        return None
+    estimate = meter.estimate
+    return price.request + price.rates.input * estimate.prompt_tokens + price.rates.output * estimate.completion_tokens

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 from typing import Final, TypedDict
 
 from app.domain.access import Actor
+from app.domain.breaker import BreakerRules
 from app.domain.budget import Budget
-from app.domain.catalog import HealthCheck, ProviderKind, Strategy, Timeouts
+from app.domain.catalog import HealthCheck, ProviderKind, Shadow, Sticky, Strategy, Timeouts
 from app.domain.egress import EgressPolicy, checked_url, host_of
 from app.domain.limits import Limit
 from app.domain.pricing import Price
@@ -17,6 +18,7 @@ from app.services.management_rules import (
     require_budgets,
     require_limits,
     require_model_name,
+    require_no_fallback_cycle,
     require_price,
     require_text,
     require_texts,
@@ -52,6 +54,9 @@ class ModelChanges(TypedDict, total=False):
     aliases: tuple[str, ...]
     strategy: Strategy
     fallbacks: tuple[str, ...]
+    sticky: Sticky | None
+    max_retries: int | None
+    shadow: Shadow | None
     context_window: int | None
     max_output_tokens: int | None
     price: Price | None
@@ -77,6 +82,7 @@ class ModelCommands:
             if spec.name in names:
                 raise Conflict(f"The name '{spec.name[:100]}' is taken already.", param="name")
             _require_valid_model(spec, names)
+            require_no_fallback_cycle(spec.name, spec.fallbacks, await command.tx.fallbacks_of_models())
             await command.tx.insert_model(spec, command.now)
             await _store_price(command, spec.name, None, old=None, new=spec.price)
             await command.audit("model.create", spec.name, after=spec)
@@ -88,6 +94,7 @@ class ModelCommands:
             row = await existing_model(command.tx, name, "name")
             spec = replace(row.spec, **changes)
             _require_valid_model(spec, await command.tx.model_names())
+            require_no_fallback_cycle(spec.name, spec.fallbacks, await command.tx.fallbacks_of_models())
             await command.tx.update_model(spec, command.now)
             await _store_price(command, name, None, old=row.spec.price, new=spec.price)
             await command.audit("model.update", name, before=row.spec, after=spec)
@@ -100,10 +107,12 @@ class ModelCommands:
             row = await existing_model(command.tx, name, "name")
             served_by = await command.tx.endpoints_of(name)
             fallback_of = await command.tx.models_falling_back_to(name)
-            if not force and (served_by or fallback_of):
-                raise InUse(_uses_of_model(name, served_by, fallback_of), param="name")
+            shadow_of = await command.tx.models_shadowed_by(name)
+            if not force and (served_by or fallback_of or shadow_of):
+                raise InUse(_uses_of_model(name, served_by, fallback_of, shadow_of), param="name")
             await command.tx.delete_model(name)
             gone = {"model": row.spec, "endpoints": [each.spec for each in served_by], "fallback_of": fallback_of}
+            gone["shadow_of"] = shadow_of
             await command.audit("model.delete", name, before=gone)
             await command.announce("catalog", name)
 
@@ -115,8 +124,9 @@ async def existing_model(reader: ManagementReader, name: str, param: str) -> Mod
     return row
 
 
-def _uses_of_model(name: str, served_by: list[EndpointRow], fallback_of: list[str]) -> str:
+def _uses_of_model(name: str, served_by: list[EndpointRow], fallback_of: list[str], shadow_of: list[str]) -> str:
     uses = [f"endpoint {each.id}" for each in served_by] + [f"the fallbacks of '{each}'" for each in fallback_of]
+    uses += [f"the shadow of '{each}'" for each in shadow_of]
     shown = ", ".join(uses[:10]) + (", …" if len(uses) > 10 else "")
     return f"The model '{name}' is in use by {shown}. Delete these first, or repeat with ?force=true."
 
@@ -134,6 +144,10 @@ def _require_valid_model(spec: ModelSpec, names: dict[str, str]) -> None:
             raise InvalidRequest(
                 f"'fallbacks.{index}': there is no other model '{fallback[:100]}'.", param=f"fallbacks.{index}"
             )
+    if spec.shadow is not None and (spec.shadow.model not in set(names.values()) or spec.shadow.model == spec.name):
+        raise InvalidRequest(
+            f"'shadow.model': there is no other model '{spec.shadow.model[:100]}'.", param="shadow.model"
+        )
     require_limits(spec.limits)
     require_budgets(spec.budgets)
     require_price(spec.price)
@@ -161,6 +175,7 @@ class EndpointChanges(TypedDict, total=False):
     tokens_per_minute: int | None
     timeouts: Timeouts
     health_check: HealthCheck
+    breaker: BreakerRules
     price: Price | None
 
 
@@ -179,7 +194,7 @@ class EndpointCommands:
 
     async def get(self, endpoint_id: str) -> EndpointRow:
         async with self.commands.reading() as reader:
-            return await _existing_endpoint(reader, endpoint_id)
+            return await existing_endpoint(reader, endpoint_id)
 
     async def page(self, query: ListQuery) -> Page[EndpointRow]:
         async with self.commands.reading() as reader:
@@ -191,6 +206,7 @@ class EndpointCommands:
         sealed = self._sealed(endpoint_id, spec, credential)
         async with self.commands.opened(actor) as command:
             await existing_model(command.tx, spec.model, "model")
+            _require_some_weight(spec, await command.tx.endpoints_of(spec.model))
             await command.tx.insert_endpoint(endpoint_id, spec, sealed, command.now)
             await _store_price(command, spec.model, endpoint_id, old=None, new=spec.price)
             after = {"endpoint": spec, "credential": _shown(sealed)}
@@ -203,11 +219,13 @@ class EndpointCommands:
     ) -> EndpointRow:
         """Change an endpoint. Its stored credential goes only to the host it was given for: another host needs it anew."""
         async with self.commands.opened(actor) as command:
-            row = await _existing_endpoint(command.tx, endpoint_id)
+            row = await existing_endpoint(command.tx, endpoint_id)
             spec = self.checked(replace(row.spec, **changes))
             has_credential = row.credential_last4 is not None
             if credential is None and has_credential and not _goes_to_same_place(row.spec, spec):
                 raise InvalidRequest("Another host needs its api_key: send 'api_key' along.", param="api_key")
+            others = [each for each in await command.tx.endpoints_of(spec.model) if each.id != endpoint_id]
+            _require_some_weight(spec, others)
             await command.tx.update_endpoint(endpoint_id, spec, command.now)
             last4 = row.credential_last4
             if credential is not None:
@@ -225,7 +243,7 @@ class EndpointCommands:
     async def drain(self, actor: Actor, endpoint_id: str, *, draining: bool) -> EndpointRow:
         """Send no new calls to the endpoint (or again); calls in flight finish."""
         async with self.commands.opened(actor) as command:
-            row = await _existing_endpoint(command.tx, endpoint_id)
+            row = await existing_endpoint(command.tx, endpoint_id)
             if row.spec.is_draining == draining:
                 return row
             spec = replace(row.spec, is_draining=draining)
@@ -235,10 +253,17 @@ class EndpointCommands:
             await command.announce("catalog", endpoint_id)
             return replace(row, spec=spec, updated_at=command.now)
 
+    async def reset(self, actor: Actor, endpoint_id: str) -> EndpointRow:
+        """Write down that somebody had the endpoint's failures forgotten. Nothing that is configured changes."""
+        async with self.commands.opened(actor) as command:
+            row = await existing_endpoint(command.tx, endpoint_id)
+            await command.audit("endpoint.reset", endpoint_id)
+            return row
+
     async def delete(self, actor: Actor, endpoint_id: str, *, force: bool) -> None:
         """Delete an endpoint. Refused (`in_use`) when its model has no other, unless forced."""
         async with self.commands.opened(actor) as command:
-            row = await _existing_endpoint(command.tx, endpoint_id)
+            row = await existing_endpoint(command.tx, endpoint_id)
             if not force and len(await command.tx.endpoints_of(row.spec.model)) == 1:
                 raise InUse(
                     f"This is the last endpoint of the model '{row.spec.model}'. Add another one first, or repeat with "
@@ -269,11 +294,18 @@ class EndpointCommands:
         return SealedCredential(sealed, secret[-4:] if len(secret) >= SHORTEST_SHOWN else "")
 
 
-async def _existing_endpoint(reader: ManagementReader, endpoint_id: str) -> EndpointRow:
+async def existing_endpoint(reader: ManagementReader, endpoint_id: str) -> EndpointRow:
     row = await reader.endpoint(endpoint_id)
     if row is None:
         raise missing("endpoint", "id")
     return row
+
+
+def _require_some_weight(spec: EndpointSpec, others: list[EndpointRow]) -> None:
+    if not spec.weight and not any(other.spec.weight for other in others):
+        raise InvalidRequest(
+            f"'weight' may not be 0: no endpoint of the model '{spec.model[:100]}' would have any.", param="weight"
+        )
 
 
 def _goes_to_same_place(old: EndpointSpec, new: EndpointSpec) -> bool:

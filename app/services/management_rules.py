@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_network
 from typing import Final
 
@@ -144,6 +144,21 @@ def require_overflow(overflow: Overflow, known_models: Iterable[str]) -> None:
             f"'overflow.fallback_model': there is no model '{overflow.fallback_model[:100]}'.",
             param="overflow.fallback_model",
         )
+
+
+def require_no_fallback_cycle(name: str, fallbacks: tuple[str, ...], of_others: Mapping[str, tuple[str, ...]]) -> None:
+    """Refuse fallbacks that lead back to the model itself, over however many others."""
+    chain = {**of_others, name: fallbacks}
+    ways: list[tuple[str, ...]] = [(name, fallback) for fallback in fallbacks]
+    seen: set[str] = set()
+    while ways:
+        way = ways.pop()
+        if way[-1] == name:
+            shown = " → ".join(each[:100] for each in way[:10])
+            raise InvalidRequest(f"'fallbacks' would lead back to the model itself: {shown}.", param="fallbacks")
+        if way[-1] not in seen:
+            seen.add(way[-1])
+            ways += [(*way, following) for following in chain.get(way[-1], ())]
 
 
 def require_price(price: Price | None) -> None:

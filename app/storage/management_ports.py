@@ -13,8 +13,9 @@ from datetime import date, datetime
 from typing import Generic, Protocol, TypeVar
 
 from app.domain.access import Actor, Role
+from app.domain.breaker import BreakerRules
 from app.domain.budget import Budget
-from app.domain.catalog import HealthCheck, ProviderKind, Strategy, Timeouts
+from app.domain.catalog import HealthCheck, ProviderKind, Shadow, Sticky, Strategy, Timeouts
 from app.domain.identity import KeyStatus, LogContent, Overflow, PaymentStatus
 from app.domain.limits import Limit
 from app.domain.pricing import Price
@@ -114,6 +115,9 @@ class ModelSpec:
     aliases: tuple[str, ...] = ()
     strategy: Strategy = Strategy.ROUND_ROBIN
     fallbacks: tuple[str, ...] = ()
+    sticky: Sticky | None = None
+    max_retries: int | None = None
+    shadow: Shadow | None = None
     context_window: int | None = None
     max_output_tokens: int | None = None
     price: Price | None = None
@@ -143,6 +147,7 @@ class EndpointSpec:
     tokens_per_minute: int | None = None
     timeouts: Timeouts = Timeouts()
     health_check: HealthCheck = HealthCheck()
+    breaker: BreakerRules = BreakerRules()
     is_draining: bool = False
     price: Price | None = None
     """None: the model's."""
@@ -329,6 +334,11 @@ class ModelTable(Protocol):
         ...
 
     async def models_falling_back_to(self, name: str) -> list[str]: ...
+    async def models_shadowed_by(self, name: str) -> list[str]: ...
+    async def fallbacks_of_models(self) -> dict[str, tuple[str, ...]]:
+        """Of every model that has any."""
+        ...
+
     async def insert_model(self, spec: ModelSpec, at: datetime) -> None: ...
     async def update_model(self, spec: ModelSpec, at: datetime) -> None: ...
     async def delete_model(self, name: str) -> None:

@@ -14,19 +14,21 @@ from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.database import QUICK_S, transaction
-from app.domain.catalog import Catalog, Endpoint, Model, ProviderKind, Strategy
+from app.domain.catalog import Catalog, Endpoint, Model, ProviderKind, Sticky, Strategy
 from app.domain.pricing import Price
 from app.models.tables import budgets, config_changes, config_revision, endpoints, limits, models, prices
 from app.storage.ports import ConfigChange
 from app.storage.sealing import CannotUnseal, Sealer, host_of
 from app.storage.sql_rows import (
     AnyRow,
+    breaker_of,
     budgets_from_json,
     budgets_json,
     health_check_of,
     limits_from_json,
     limits_json,
     price_of,
+    shadow_of,
     timeouts_of,
 )
 
@@ -131,6 +133,7 @@ class SqlCatalogStore:
             tokens_per_minute=row.tokens_per_minute,
             timeouts=timeouts_of(row.timeouts),
             health_check=health_check_of(row.health_check),
+            breaker=breaker_of(row.breaker),
             price=price,
             is_draining=row.is_draining,
         )
@@ -143,6 +146,9 @@ class SqlCatalogStore:
             aliases=tuple(row.aliases),
             strategy=Strategy(row.strategy),
             fallbacks=tuple(row.fallbacks),
+            sticky=None if row.sticky is None else Sticky(row.sticky),
+            max_retries=row.max_retries,
+            shadow=shadow_of(row.shadow),
             context_window_tokens=row.context_window,
             max_output_tokens=row.max_output_tokens,
             price=price,

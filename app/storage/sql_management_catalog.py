@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Row, Select, delete, func, insert, null, or_, select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain.catalog import ProviderKind, Strategy
+from app.domain.catalog import ProviderKind, Sticky, Strategy
 from app.domain.limits import Scope
 from app.domain.pricing import Price
 from app.models.tables import endpoints, models, prices
@@ -24,6 +24,8 @@ from app.storage.management_ports import (
     SealedCredential,
 )
 from app.storage.sql_rows import (
+    breaker_of,
+    breaker_value,
     budgets_from_json,
     health_check_of,
     health_check_value,
@@ -31,6 +33,8 @@ from app.storage.sql_rows import (
     limits_from_json,
     price_of,
     rates_value,
+    shadow_of,
+    shadow_value,
     timeouts_of,
     timeouts_value,
 )
@@ -62,6 +66,14 @@ class SqlModels:
         statement = select(models.c.name).where(holds(models.c.fallbacks, name)).order_by(models.c.name)
         return list((await self.connection.execute(statement)).scalars())
 
+    async def models_shadowed_by(self, name: str) -> list[str]:
+        statement = select(models.c.name).where(models.c.shadow["model"].astext == name).order_by(models.c.name)
+        return list((await self.connection.execute(statement)).scalars())
+
+    async def fallbacks_of_models(self) -> dict[str, tuple[str, ...]]:
+        statement = select(models.c.name, models.c.fallbacks).where(func.cardinality(models.c.fallbacks) > 0)
+        return {row.name: tuple(row.fallbacks) for row in await self.connection.execute(statement)}
+
     async def insert_model(self, spec: ModelSpec, at: datetime) -> None:
         await self.connection.execute(insert(models).values(**_model_values(spec), created_at=at, updated_at=at))
         await put_limits(self.connection, Scope.MODEL, spec.name, (spec.limits, spec.budgets))
@@ -74,6 +86,9 @@ class SqlModels:
     async def delete_model(self, name: str) -> None:
         without = func.array_remove(models.c.fallbacks, name)
         await self.connection.execute(update(models).where(holds(models.c.fallbacks, name)).values(fallbacks=without))
+        await self.connection.execute(
+            update(models).where(models.c.shadow["model"].astext == name).values(shadow=null())
+        )
         await self.connection.execute(delete(models).where(models.c.name == name))
 
     async def add_price(
@@ -104,6 +119,9 @@ def _model_values(spec: ModelSpec) -> dict[str, object]:
         "aliases": list(spec.aliases),
         "strategy": spec.strategy.value,
         "fallbacks": list(spec.fallbacks),
+        "sticky": None if spec.sticky is None else spec.sticky.value,
+        "max_retries": spec.max_retries,
+        "shadow": null() if spec.shadow is None else shadow_value(spec.shadow),
         "context_window": spec.context_window,
         "max_output_tokens": spec.max_output_tokens,
     }
@@ -115,6 +133,9 @@ def _model_row(row: Row[Any]) -> ModelRow:
         aliases=tuple(row.aliases),
         strategy=Strategy(row.strategy),
         fallbacks=tuple(row.fallbacks),
+        sticky=None if row.sticky is None else Sticky(row.sticky),
+        max_retries=row.max_retries,
+        shadow=shadow_of(row.shadow),
         context_window=row.context_window,
         max_output_tokens=row.max_output_tokens,
         price=_price(row),
@@ -195,6 +216,7 @@ def _endpoint_values(spec: EndpointSpec) -> dict[str, object]:
         "tokens_per_minute": spec.tokens_per_minute,
         "timeouts": timeouts_value(spec.timeouts),
         "health_check": health_check_value(spec.health_check),
+        "breaker": breaker_value(spec.breaker),
         "is_draining": spec.is_draining,
     }
 
@@ -218,6 +240,7 @@ def _endpoint_row(row: Row[Any]) -> EndpointRow:
         tokens_per_minute=row.tokens_per_minute,
         timeouts=timeouts_of(row.timeouts),
         health_check=health_check_of(row.health_check),
+        breaker=breaker_of(row.breaker),
         is_draining=row.is_draining,
         price=_price(row),
     )

@@ -14,8 +14,9 @@ import msgspec
 from sqlalchemy import ColumnElement, Row, Text, cast, func, literal_column, select
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
+from app.domain.breaker import BreakerRules
 from app.domain.budget import Budget, PeriodKind, ReserveMode
-from app.domain.catalog import HealthCheck, HealthCheckKind, Timeouts
+from app.domain.catalog import HealthCheck, HealthCheckKind, Shadow, Timeouts
 from app.domain.identity import Network, Overflow, OverflowMode
 from app.domain.limits import Limit, LimitKind, Scope
 from app.domain.money import NanoUsd, PicoUsd
@@ -229,6 +230,64 @@ class HealthCheckShape(msgspec.Struct, frozen=True):
 
     kind: HealthCheckKind = HealthCheckKind.MODELS
     interval_seconds: float = 30.0
+
+
+class BreakerShape(msgspec.Struct, frozen=True):
+    """`endpoints.breaker`."""
+
+    faults_in_row: int = 5
+    fault_percent: int = 50
+    minimum_calls: int = 20
+    window_seconds: float = 30.0
+    slow_first_token_seconds: float | None = None
+    open_seconds: float = 2.0
+    max_open_seconds: float = 10.0
+
+
+class ShadowShape(msgspec.Struct, frozen=True):
+    """`models.shadow`."""
+
+    model: str
+    percent: float
+
+
+def breaker_of(value: object) -> BreakerRules:
+    shape = msgspec.convert(value, BreakerShape)
+    return BreakerRules(
+        faults_in_row=shape.faults_in_row,
+        fault_percent=shape.fault_percent,
+        minimum_calls=shape.minimum_calls,
+        window_s=shape.window_seconds,
+        slow_first_token_s=shape.slow_first_token_seconds,
+        open_s=shape.open_seconds,
+        max_open_s=shape.max_open_seconds,
+    )
+
+
+def breaker_value(rules: BreakerRules) -> dict[str, object]:
+    value: dict[str, object] = msgspec.to_builtins(
+        BreakerShape(
+            rules.faults_in_row,
+            rules.fault_percent,
+            rules.minimum_calls,
+            rules.window_s,
+            rules.slow_first_token_s,
+            rules.open_s,
+            rules.max_open_s,
+        )
+    )
+    return value
+
+
+def shadow_of(value: object) -> Shadow | None:
+    if value is None:
+        return None
+    shape = msgspec.convert(value, ShadowShape)
+    return Shadow(shape.model, shape.percent)
+
+
+def shadow_value(shadow: Shadow | None) -> dict[str, object] | None:
+    return None if shadow is None else {"model": shadow.model, "percent": shadow.percent}
 
 
 def overflow_of(value: object) -> Overflow:

@@ -11,24 +11,29 @@ import pytest
 
 from app.dialects.base import Dialect
 from app.dialects.openai_chat import OpenAIChat
+from app.domain.breaker import BreakerRules
 from app.domain.call import Call, Meter, Quality
-from app.domain.catalog import Endpoint, Model, ProviderKind, Timeouts
+from app.domain.catalog import EMPTY, Catalog, Endpoint, Model, ProviderKind, Timeouts
 from app.domain.pricing import Usage
+from app.domain.retry_budget import FLOOR, RetryBudget
 from app.exceptions import (
     AttemptFailed,
     FailureKind,
     GatewayError,
     NoHealthyEndpoint,
+    Overloaded,
     UpstreamError,
     UpstreamRejected,
     UpstreamTimeout,
 )
 from app.providers.base import Answer
-from app.services.failover import MAX_ATTEMPTS, Failover
-from app.services.load_balancer import FAILURES_TO_REST, LoadBalancer
-from tests.calls import a_meter, a_model, an_endpoint
+from app.services.failover import MAX_RETRIES, Failover
+from app.services.load_balancer import LoadBalancer
+from app.services.waiting_room import WaitingRoom
+from tests.calls import a_key, a_meter, a_model, an_endpoint, an_identity
 from tests.kit.clock import ManualClock
 
+TO_OPEN = BreakerRules().faults_in_row
 ANSWER = Answer("application/json", b"{}")
 CHAT = OpenAIChat()
 
@@ -42,6 +47,8 @@ def failed(
     is_caller_fault: bool = False,
     message: str | None = None,
     retry_after_s: float | None = None,
+    status: int = 500,
+    code: str | None = None,
 ) -> AttemptFailed:
     return AttemptFailed(
         kind=kind,
@@ -49,7 +56,8 @@ def failed(
         error=error or UpstreamError(),
         is_endpoint_fault=is_endpoint_fault,
         is_caller_fault=is_caller_fault,
-        upstream_status=500,
+        upstream_status=status,
+        upstream_code=code,
         upstream_message=message,
         retry_after_s=retry_after_s,
     )
@@ -111,16 +119,29 @@ class FakeProvider:
 class House:
     def __init__(self, *script: BaseException | float | None) -> None:
         self.clock = ManualClock()
-        self.balancer = LoadBalancer(self.clock)
+        self.balancer = LoadBalancer(self.clock, chance=lambda: 0.5)
+        self.retries = RetryBudget(20)
+        self.swapped: list[str] = []
+        self.may_swap = True
         self.provider = FakeProvider(self.clock, *script)
         self.failover = Failover(
-            providers={ProviderKind.OPENAI: self.provider}, balancer=self.balancer, clock=self.clock
+            providers={ProviderKind.OPENAI: self.provider},
+            balancer=self.balancer,
+            clock=self.clock,
+            retries=self.retries,
+            room=WaitingRoom(self.clock),
+            swap=self._swap,
         )
         self.meter = a_meter()
 
-    async def call(self, model: Model) -> Answer:
-        async with self.failover.opened(CHAT, model, self.meter) as answer:
+    async def call(self, model: Model, *others: Model) -> Answer:
+        catalog = Catalog.of(1, [model, *others])
+        async with self.failover.opened(CHAT, model, self.meter, catalog) as answer:
             return answer
+
+    async def _swap(self, model: Model, meter: Meter) -> bool:
+        self.swapped.append(model.name)
+        return self.may_swap
 
 
 A, B, C, D = (an_endpoint(id) for id in "abcd")
@@ -152,13 +173,13 @@ async def test_what_was_not_answered_goes_to_the_next_endpoint(kind: FailureKind
 
 async def test_a_fault_of_the_caller_is_answered_at_once_and_blames_nobody() -> None:
     fault = failed("status_400", is_caller_fault=True, is_endpoint_fault=False, message="temperature is too high")
-    house = House(fault, fault, fault)
+    house = House(*[fault] * TO_OPEN)
 
-    for _ in range(FAILURES_TO_REST):
+    for _ in range(TO_OPEN):
         with pytest.raises(UpstreamRejected, match="temperature is too high"):
             await house.call(a_model("m", A))
 
-    assert house.provider.tried == ["a"] * FAILURES_TO_REST
+    assert house.provider.tried == ["a"] * TO_OPEN
     assert house.balancer.state_of("a") == "closed"
 
 
@@ -188,7 +209,7 @@ async def test_a_call_is_tried_so_often_and_no_more() -> None:
         await house.call(FOUR)
 
     assert house.provider.tried == ["a", "b", "c"]
-    assert len(house.meter.attempts) == MAX_ATTEMPTS
+    assert len(house.meter.attempts) == 1 + MAX_RETRIES
     assert [candidate.endpoint_id for candidate in house.meter.candidates] == ["a", "b", "c"]
 
 
@@ -231,11 +252,12 @@ async def test_a_lowered_maximum_is_handed_to_every_endpoint() -> None:
 
 
 async def test_a_failure_counts_against_its_endpoint_and_a_success_wipes_the_slate() -> None:
-    house = House(*[failed()] * FAILURES_TO_REST)
-    for _ in range(FAILURES_TO_REST):
+    house = House(*[failed()] * TO_OPEN)
+    for _ in range(TO_OPEN):
         with pytest.raises(UpstreamError):
             await house.call(a_model("m", A))
     assert house.balancer.state_of("a") == "open"
+    await house.clock.advance(BreakerRules().open_s)
     house.meter = a_meter()
 
     await house.call(a_model("m", A))
@@ -252,26 +274,26 @@ async def test_an_upstream_that_says_when_to_come_back_is_left_alone_until_then(
 
 
 async def test_a_stream_that_breaks_off_counts_against_its_endpoint_and_is_not_tried_again() -> None:
-    house = House(*[None] * FAILURES_TO_REST)
-    for _ in range(FAILURES_TO_REST):
+    house = House(*[None] * TO_OPEN)
+    for _ in range(TO_OPEN):
         with pytest.raises(AttemptFailed):
-            async with house.failover.opened(CHAT, a_model("m", A), house.meter):
+            async with house.failover.opened(CHAT, a_model("m", A), house.meter, EMPTY):
                 raise failed("truncated", kind=FailureKind.ANSWER_BEGUN)
 
     assert house.balancer.state_of("a") == "open"
-    assert house.provider.closed_after == ["AttemptFailed"] * FAILURES_TO_REST
-    assert [(a.outcome, a.reason) for a in house.meter.attempts] == [("broke_off", "truncated")] * FAILURES_TO_REST
+    assert house.provider.closed_after == ["AttemptFailed"] * TO_OPEN
+    assert [(a.outcome, a.reason) for a in house.meter.attempts] == [("broke_off", "truncated")] * TO_OPEN
     assert house.meter.endpoint is A, "who delivered something is paid"
 
 
 async def test_a_caller_who_leaves_closes_the_upstream_and_blames_nobody() -> None:
-    house = House(*[None] * FAILURES_TO_REST)
-    for _ in range(FAILURES_TO_REST):
+    house = House(*[None] * TO_OPEN)
+    for _ in range(TO_OPEN):
         with pytest.raises(asyncio.CancelledError):
-            async with house.failover.opened(CHAT, a_model("m", A), house.meter):
+            async with house.failover.opened(CHAT, a_model("m", A), house.meter, EMPTY):
                 raise asyncio.CancelledError
 
-    assert house.provider.closed_after == ["CancelledError"] * FAILURES_TO_REST
+    assert house.provider.closed_after == ["CancelledError"] * TO_OPEN
     assert house.balancer.state_of("a") == "closed"
     assert house.meter.attempts[-1].outcome == "cancelled"
 
@@ -323,3 +345,172 @@ async def test_the_endpoints_credential_is_struck_out_of_what_the_caller_reads()
         await house.call(a_model("m", an_endpoint("a", credential="org-correct-horse")))
 
     assert "correct" not in told.value.message
+
+
+# ── Bounds on asking again ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_with_one_retry_configured_two_endpoints_are_asked() -> None:
+    """T062."""
+    house = House(*[failed() for _ in range(4)])
+
+    with pytest.raises(UpstreamError):
+        await house.call(a_model("m", A, B, C, D, max_retries=1))
+
+    assert house.provider.tried == ["a", "b"]
+
+
+async def test_when_the_retry_budget_is_spent_nobody_else_is_asked_and_the_record_says_so() -> None:
+    """T093."""
+    house = House(failed(), None)
+    for _ in range(FLOOR):
+        assert house.retries.may_retry(house.clock.monotonic())
+
+    with pytest.raises(UpstreamError):
+        await house.call(TWO)
+
+    assert house.provider.tried == ["a"]
+    assert house.meter.candidates[-1].verdict == "retry budget spent"
+
+
+async def test_what_was_never_sent_costs_nothing_of_the_retry_budget() -> None:
+    house = House(failed("connect_refused", kind=FailureKind.NOTHING_SENT), None)
+    for _ in range(FLOOR):
+        house.retries.may_retry(house.clock.monotonic())
+
+    assert await house.call(TWO) is ANSWER
+
+
+async def test_an_endpoint_that_was_just_told_to_wait_is_not_asked_again_and_the_caller_learns_when() -> None:
+    """T065: 503 with the time of the next probe, which is the sooner of the two."""
+    house = House(
+        failed("status_429", status=429, error=NoHealthyEndpoint(), retry_after_s=30.0),
+        failed("status_429", status=429, error=NoHealthyEndpoint(), retry_after_s=7.0),
+    )
+
+    with pytest.raises(NoHealthyEndpoint) as told:
+        await house.call(TWO)
+
+    assert house.provider.tried == ["a", "b"]
+    assert told.value.retry_after_s == pytest.approx(house.balancer.next_try_s(TWO))
+    assert 7.0 <= (told.value.retry_after_s or 0) <= 7.7
+
+
+async def test_while_all_are_open_nobody_is_asked_and_the_caller_learns_when_to_come_back() -> None:
+    """T090."""
+    house = House(*[failed() for _ in range(TO_OPEN)])
+    for _ in range(TO_OPEN):
+        with pytest.raises(UpstreamError):
+            await house.call(a_model("m", A))
+    house.meter = a_meter()
+
+    with pytest.raises(NoHealthyEndpoint) as told:
+        await house.call(a_model("m", A))
+
+    assert house.meter.attempts == []
+    assert told.value.retry_after_s == pytest.approx(2.0)
+
+
+async def test_a_refused_credential_takes_the_endpoint_out_at_once() -> None:
+    """T064."""
+    house = House(failed("status_401", status=401), None)
+
+    assert await house.call(TWO) is ANSWER
+    assert house.balancer.state_of("a") == "open"
+
+
+@pytest.mark.parametrize("status", [400, 404, 413, 422])
+async def test_a_hundred_bad_requests_leave_the_breaker_closed(status: int) -> None:
+    """T063, T066."""
+    fault = failed(f"status_{status}", status=status, is_caller_fault=True, is_endpoint_fault=False, message="no")
+    house = House(*[fault] * 100)
+    for _ in range(100):
+        with pytest.raises(UpstreamRejected):
+            await house.call(a_model("m", A))
+
+    assert house.balancer.state_of("a") == "closed"
+    assert house.balancer.live(A).breaker.counted(house.clock.monotonic()) == (0, 0)
+
+
+# ── Fallbacks ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+SMALL, LARGE, LAST = (
+    a_model("small", an_endpoint("s", model="small"), fallbacks=("large", "last")),
+    a_model("large", an_endpoint("l", model="large")),
+    a_model("last", an_endpoint("x", model="last")),
+)
+
+
+async def test_when_a_model_has_nobody_left_its_fallbacks_are_asked_in_order() -> None:
+    house = House(failed(), failed(), None)
+
+    assert await house.call(SMALL, LARGE, LAST) is ANSWER
+
+    assert house.provider.tried == ["s", "l", "x"]
+    assert house.swapped == ["large", "last"]
+
+
+async def test_a_fallback_whose_cost_cannot_be_reserved_is_not_asked() -> None:
+    house = House(failed())
+    house.may_swap = False
+
+    with pytest.raises(UpstreamError):
+        await house.call(SMALL, LARGE, LAST)
+
+    assert house.provider.tried == ["s"]
+    assert house.meter.candidates[-1].verdict == "fallback refused: limits or budgets"
+
+
+@pytest.mark.parametrize("code", ["context_length_exceeded", "content_filter"])
+async def test_a_prompt_that_is_too_long_or_against_the_rules_goes_to_the_fallback(code: str) -> None:
+    fault = failed("status_400", status=400, is_caller_fault=True, is_endpoint_fault=False, code=code)
+    house = House(fault, None)
+
+    assert await house.call(SMALL, LARGE, LAST) is ANSWER
+    assert house.provider.tried == ["s", "l"]
+
+
+async def test_any_other_fault_of_the_caller_goes_nowhere_else() -> None:
+    fault = failed("status_400", status=400, is_caller_fault=True, is_endpoint_fault=False, code="invalid_value")
+    house = House(fault)
+
+    with pytest.raises(UpstreamRejected):
+        await house.call(SMALL, LARGE, LAST)
+
+    assert house.provider.tried == ["s"]
+
+
+async def test_a_fallback_that_the_caller_may_not_use_is_passed_over() -> None:
+    house = House(failed(), None)
+    house.meter = a_meter(an_identity(key=a_key(allowed_models=frozenset({"small", "last"}))))
+
+    assert await house.call(SMALL, LARGE, LAST) is ANSWER
+    assert house.provider.tried == ["s", "x"]
+
+
+# ── Room ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_call_waits_for_room_at_a_small_endpoint_and_gets_it() -> None:
+    house, small = House(None, None), a_model("m", an_endpoint("a", model="m", max_concurrency=1))
+    waiting: asyncio.Task[Answer]
+    async with house.failover.opened(CHAT, small, house.meter, EMPTY):
+        waiting = asyncio.create_task(house.call(small))
+        await house.clock.turns()
+        assert house.provider.tried == ["a"]
+
+    assert await waiting is ANSWER
+
+
+async def test_where_everybody_is_full_and_nobody_is_waited_for_the_caller_is_told_at_once() -> None:
+    """T087."""
+    house = House()
+    live = house.balancer.live(A)
+    for _ in range(512):
+        house.balancer.begin(live)
+
+    with pytest.raises(Overloaded) as told:
+        await house.call(a_model("m", A))
+
+    assert told.value.retry_after_s
+    assert house.provider.tried == []

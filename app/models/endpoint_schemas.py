@@ -1,0 +1,118 @@
+"""What the admin API shows of an endpoint beyond its configuration: how it stands, and what happened to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from app.models.schemas import EndpointView, Moment
+from app.services.endpoint_care import Standing
+from app.storage.endpoint_ports import EndpointEvent, EventKind
+from app.storage.management_ports import EndpointRow
+
+
+class LastFaultView(BaseModel):
+    at: Moment
+    fault: str = Field(examples=["timeout"])
+    reason: str = Field(examples=["first_token_timeout"])
+    upstream_status: int | None
+    message: str | None = Field(description="The upstream's own words, cleaned.")
+
+
+class LastCheckView(BaseModel):
+    at: Moment
+    ok: bool
+    reason: str | None = Field(examples=["connect_failed"])
+    took_ms: int
+
+
+class LiveView(BaseModel):
+    """As the process that answers sees it; the others see their own share of the calls."""
+
+    in_flight: int
+    first_token_ms: int | None = Field(description="Peak-sensitive moving average; null: no answer yet.")
+    calls: int = Field(description="Attempts within the breaker's window.")
+    faults: int
+    fault_percent: int = Field(description="Of these.")
+    faults_in_row: int
+    opened_by: str | None = Field(description="Why it is open or half open.", examples=["error"])
+    opens_in_seconds: float = Field(description="Until it is half open; 0: a call may go there now.")
+    limited_by: str | None = Field(description="Which of its own limits is used up now.")
+    last_fault: LastFaultView | None
+    last_check: LastCheckView | None
+
+    @classmethod
+    def of(cls, standing: Standing) -> LiveView:
+        fault, check = standing.last_fault, standing.last_check
+        return cls(
+            in_flight=standing.in_flight,
+            first_token_ms=standing.first_token_ms,
+            calls=standing.calls,
+            faults=standing.faults,
+            fault_percent=round(100 * standing.faults / standing.calls) if standing.calls else 0,
+            faults_in_row=standing.faults_in_row,
+            opened_by=standing.opened_by,
+            opens_in_seconds=round(standing.opens_in_s, 3),
+            limited_by=standing.limited_by,
+            last_fault=None
+            if fault is None or standing.last_fault_at is None
+            else LastFaultView(
+                at=standing.last_fault_at,
+                fault=fault.fault,
+                reason=fault.reason,
+                upstream_status=fault.upstream_status,
+                message=fault.message,
+            ),
+            last_check=None
+            if check is None or standing.last_check_at is None
+            else LastCheckView(at=standing.last_check_at, ok=check.is_ok, reason=check.reason, took_ms=check.took_ms),
+        )
+
+
+class LiveEndpointView(EndpointView):
+    """An endpoint's configuration and how it stands."""
+
+    live: LiveView
+
+    @classmethod
+    def standing(cls, row: EndpointRow, standing: Standing) -> LiveEndpointView:
+        fields: dict[str, Any] = dict(EndpointView.of(row, standing.state))
+        return cls(**fields, live=LiveView.of(standing))
+
+
+class EndpointEventView(BaseModel):
+    id: str
+    at: Moment
+    kind: EventKind
+    reason: str | None = Field(description="The fault, or who did it.", examples=["timeout"])
+    message: str | None
+    upstream_status: int | None
+    open_seconds: float | None = Field(description="For how long it opened.")
+    process: str = Field(description="Which process saw it.")
+
+    @classmethod
+    def of(cls, event: EndpointEvent) -> EndpointEventView:
+        return cls(
+            id=event.id,
+            at=event.at,
+            kind=event.kind,
+            reason=event.reason,
+            message=event.message,
+            upstream_status=event.upstream_status,
+            open_seconds=event.open_s,
+            process=event.process,
+        )
+
+
+class CheckView(BaseModel):
+    """What an active check found just now."""
+
+    ok: bool
+    kind: str = Field(description="models, tcp or completion", examples=["models"])
+    reason: str | None = Field(examples=["connect_failed"])
+    upstream_status: int | None
+    took_ms: int
+    state: str = Field(
+        description="The breaker's, after it: closed, open or half_open. A check does not overrule failed calls."
+    )

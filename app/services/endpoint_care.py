@@ -1,0 +1,119 @@
+"""What an administrator sees of an endpoint and does to it, beyond its configuration: its standing, its events, a reset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from app.clock import Clock
+from app.domain.access import Actor
+from app.domain.breaker import BreakerState, Fault
+from app.services.endpoint_events import EndpointEvents, News
+from app.services.live_endpoint import Checked, Mishap
+from app.services.load_balancer import LoadBalancer
+from app.services.manage_catalog import EndpointCommands
+from app.storage.endpoint_ports import EndpointEvent, EndpointEventStore, EventKind
+from app.storage.management_ports import EndpointRow, Page
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How one endpoint stands, as this process sees it."""
+
+    state: BreakerState
+    in_flight: int = 0
+    first_token_ms: int | None = None
+    calls: int = 0
+    """Within the breaker's window."""
+    faults: int = 0
+    faults_in_row: int = 0
+    opened_by: str | None = None
+    opens_in_s: float = 0.0
+    last_fault: Mishap | None = None
+    last_fault_at: datetime | None = None
+    last_check: Checked | None = None
+    last_check_at: datetime | None = None
+    limited_by: str | None = None
+
+
+UNKNOWN = Standing(BreakerState.CLOSED)
+
+
+class EndpointCare:
+    def __init__(
+        self,
+        *,
+        balancer: LoadBalancer,
+        events: EndpointEvents,
+        store: EndpointEventStore,
+        commands: EndpointCommands,
+        clock: Clock,
+    ) -> None:
+        self._balancer = balancer
+        self._events = events
+        self._store = store
+        self._commands = commands
+        self._clock = clock
+
+    def standing(self, endpoint_id: str) -> Standing:
+        live = self._balancer.find(endpoint_id)
+        if live is None:
+            return UNKNOWN
+        now_s, breaker = self._clock.monotonic(), live.breaker
+        calls, faults = breaker.counted(now_s)
+        return Standing(
+            state=breaker.state(now_s),
+            in_flight=live.in_flight,
+            first_token_ms=round(live.latency.last_s * 1000) or None,
+            calls=calls,
+            faults=faults,
+            faults_in_row=breaker.faults_in_row,
+            opened_by=None if breaker.is_closed else breaker.fault,
+            opens_in_s=breaker.opens_in_s(now_s),
+            last_fault=live.mishap,
+            last_fault_at=None if live.mishap is None else self._moment(live.mishap.at_s, now_s),
+            last_check=live.check,
+            last_check_at=None if live.check is None else self._moment(live.check.at_s, now_s),
+            limited_by=live.limited_by if now_s < live.limited_until_s else None,
+        )
+
+    async def events(self, endpoint_id: str, *, limit: int, cursor: str | None) -> Page[EndpointEvent]:
+        """What happened to an endpoint, also to one that is gone, newest first."""
+        await self._events.write_once()
+        return await self._store.page(endpoint_id, limit=limit, cursor=cursor)
+
+    async def reset(self, actor: Actor, endpoint_id: str) -> EndpointRow:
+        """Forget, in every process, that the endpoint failed: the next call may go there."""
+        row = await self._commands.reset(actor, endpoint_id)
+        self._balancer.reset(endpoint_id)
+        self._events.note(endpoint_id, row.spec.model, EventKind.RESET, reason=actor.name)
+        self._events.tell("reset", endpoint_id)
+        return row
+
+    async def drain(self, actor: Actor, endpoint_id: str, *, draining: bool) -> EndpointRow:
+        before = await self._commands.get(endpoint_id)
+        row = await self._commands.drain(actor, endpoint_id, draining=draining)
+        if before.spec.is_draining != draining:
+            kind = EventKind.DRAINED if draining else EventKind.UNDRAINED
+            self._events.note(endpoint_id, row.spec.model, kind, reason=actor.name)
+        return row
+
+    def heard(self, news: News) -> None:
+        """Act upon what another process says."""
+        match news.kind:
+            case "opened":
+                fault = Fault(news.fault) if news.fault in set(Fault) else Fault.ERROR
+                self._balancer.told_open(news.endpoint_id, fault, news.open_s)
+            case "closed":
+                self._balancer.told_well(news.endpoint_id)
+            case "reset":
+                self._balancer.reset(news.endpoint_id)
+            case "checked":
+                self._balancer.told_checked(
+                    news.endpoint_id, is_ok=news.is_ok, reason=news.reason, took_ms=news.took_ms
+                )
+            case _:
+                return  # of a newer version
+
+    def _moment(self, at_s: float, now_s: float) -> datetime:
+        return self._clock.now() - timedelta(seconds=now_s - at_s)
