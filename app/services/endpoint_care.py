@@ -80,7 +80,10 @@ class EndpointCare:
     async def events(self, endpoint_id: str, *, limit: int, cursor: str | None) -> Page[EndpointEvent]:
         """What happened to an endpoint, also to one that is gone, newest first."""
         await self._events.write_once()
-        return await self._store.page(endpoint_id, limit=limit, cursor=cursor)
+        page = await self._store.page(endpoint_id, limit=limit, cursor=cursor)
+        if not page.items and cursor is None:
+            await self._commands.get(endpoint_id)  # 404 for what never was
+        return page
 
     async def reset(self, actor: Actor, endpoint_id: str) -> EndpointRow:
         """Forget, in every process, that the endpoint failed: the next call may go there."""
