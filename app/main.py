@@ -393,7 +393,7 @@ def chores(process: Process) -> list[Chore]:
         Chore("endpoint-news", process.events.send),
         Chore("endpoint-ears", lambda: process.events.listen(container.endpoint_care.heard)),
         Chore("endpoint-events", process.events.write, after=loaded),
-        Chore("old-endpoint-events", lambda: forget_events(process), every_s=3600.0, is_elected=True, after=loaded),
+        Chore("old-endpoint-events", process.events.forget_old, every_s=3600.0, is_elected=True, after=loaded),
         Chore("content", usage_log.write_contents, after=loaded),
         Chore("last-used", container.identities.write_used, every_s=10.0, after=loaded),
         Chore("noticed-expiries", expiry.store_noticed, after=loaded),
@@ -445,10 +445,6 @@ async def flush(container: Container) -> None:
             await container.identities.write_used()
     except (DependencyUnavailable, TimeoutError):
         logger.warning("records_left_for_the_next_process")
-
-
-async def forget_events(process: Process) -> None:
-    await process.events.forget_old(process.container.settings.log_retention_days)
 
 
 async def ensure_partitions(process: Process) -> None:

@@ -31,6 +31,8 @@ MAX_KEPT: Final = 10_000
 """Events that wait for PostgreSQL; beyond it the oldest are dropped. An hour of a very bad day."""
 MAX_UNSENT: Final = 1_000
 BATCH: Final = 200
+KEPT: Final = timedelta(days=90)
+"""A season: long enough to compare an outage with the one before."""
 QUIET_S: Final = 1.0
 """An endpoint that stays open for longer, again and again (every call under way is told "too many requests"), is told of so often."""
 
@@ -205,5 +207,5 @@ class EndpointEvents:
         if not self._kept:
             self._has_kept.clear()
 
-    async def forget_old(self, days: int) -> int:
-        return await self._store.forget_before(self._clock.now() - timedelta(days=days))
+    async def forget_old(self) -> int:
+        return await self._store.forget_before(self._clock.now() - KEPT)
