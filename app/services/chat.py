@@ -43,9 +43,8 @@ class Chat:
             model = await self.estimation.fitted(meter, model, catalog)  # 400
             # 402, 429: all or nothing; settles on the way out
             async with self.admission.admitted(model, meter, catalog) as model:
-                answered = self.failover.opened(
-                    dialect, model, meter, catalog
-                )  # 502, 503, 504: until one endpoint begins
+                # 502, 503, 504: until one endpoint begins
+                answered = self.failover.opened(dialect, model, meter, catalog)
                 # a stream ends where what was reserved for it ends
                 async with self.stream_cap.opened(answered, dialect, meter) as answer:
                     yield answer
