@@ -131,12 +131,13 @@ def verify_ledger(
 
 @cli.command("verify-audit")
 def verify_audit(
+    anchors: Annotated[Path | None, typer.Option(help="A file of AUDIT_ANCHOR to compare with.", exists=True)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as one JSON object.")] = False,
 ) -> None:
     """Recompute the audit trail's chain of hashes. Exit status 1 if a row was changed, removed or moved."""
     from app.proofs import verify_audit as run
 
-    raise typer.Exit(run(as_json=as_json))
+    raise typer.Exit(run(anchors=anchors, as_json=as_json))
 
 
 def main() -> None:

@@ -36,6 +36,7 @@ def register(cli: typer.Typer) -> None:
         "revoke-key": revoke_key,
         "create-app": create_app,
         "create-admin": create_admin,
+        "erase-user-content": erase_user_content,
         "add-model": add_model,
         "add-endpoint": add_endpoint,
     }
@@ -155,6 +156,19 @@ def create_admin(
     async def run(services: Container) -> None:
         row, secret = await services.management.admins.create(_actor(), body.spec())
         _say(AdminCreated.with_secret(row, secret, services.clock.now()), secret, as_json)
+
+    _run(run)
+
+
+def erase_user_content(
+    user_oid: Annotated[str, typer.Argument(help="Whose prompts and answers to delete.")], as_json: Json = False
+) -> None:
+    """Delete what was kept of a user's prompts and answers; the ledger keeps what the calls cost."""
+    from app.routers.management import ErasedView
+
+    async def run(services: Container) -> None:
+        erased = await services.call_contents.erase(_actor(), user_oid)
+        _say(ErasedView(user_oid=user_oid, erased=erased), f"The content of {erased} calls is erased.", as_json)
 
     _run(run)
 

@@ -92,6 +92,8 @@ class Settings(BaseSettings):
     log_retention_days: int = Field(90, ge=1, examples=["90"])
     log_content: Literal["full", "metadata"] = Field("full", examples=["metadata"])
     log_content_max_bytes: int = Field(256 * 1024, ge=0, examples=["262144"])
+    log_content_mask_secrets: bool = Field(True, examples=["true"])
+    audit_anchor: str = Field("", max_length=2048, examples=["/var/log/antigravity/audit-anchors"])
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", examples=["INFO"])
 
     # Alerts
@@ -232,6 +234,14 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     except UnicodeDecodeError:
         raise SettingsError(".env is not a UTF-8 text file.") from None
     _refuse_weak_secrets(settings)
+    if (
+        settings.audit_anchor.startswith(("http://", "https://"))
+        and not settings.alert_webhook_secret.get_secret_value()
+    ):
+        raise SettingsError(
+            "ALERT_WEBHOOK_SECRET is not set, and AUDIT_ANCHOR needs it to sign what it sends to a URL. "
+            f"Set it to {_example('alert_webhook_secret')}."
+        )
     if settings.alert_webhook_url and not settings.alert_webhook_secret.get_secret_value():
         raise SettingsError(
             "ALERT_WEBHOOK_SECRET is not set, and ALERT_WEBHOOK_URL needs it to sign what it is sent. "

@@ -11,6 +11,7 @@ from app.services.admin_access import AdminAccess
 from app.services.admin_sessions import AdminSessions, SessionCookie
 from app.services.admission import Admission
 from app.services.alerts import Alerts
+from app.services.call_content import CallContents
 from app.services.catalog import CatalogFollower
 from app.services.chat import Chat
 from app.services.endpoint_care import EndpointCare
@@ -40,6 +41,7 @@ class Container:
     admin_sessions: AdminSessions
     session_cookie: SessionCookie
     audit: AuditStore
+    call_contents: CallContents
     reports: ReportStore
     usage: UsageStore
     alerts: Alerts

@@ -13,7 +13,9 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from random import random
+from uuid import uuid4
 
 from fastapi import FastAPI
 
@@ -43,7 +45,7 @@ from app.providers.tokenizer import BundledTokenizer
 from app.providers.transport import Transport, tls_trusting
 from app.providers.webhook import Webhook
 from app.redis_client import RedisClient, open_redis
-from app.routers import admin, alerts, apps, health, management, metrics, sign_in
+from app.routers import admin, alerts, apps, health, management, metrics, sessions, sign_in
 from app.routers.chat import DataPlane
 from app.routers.docs import add_docs
 from app.routers.errors import install_error_handlers
@@ -52,7 +54,10 @@ from app.services.admin_sessions import AdminSessions, SessionCookie
 from app.services.admission import Admission
 from app.services.alerts import Alerts
 from app.services.api_key import pepper_of
+from app.services.audit_anchor import EVERY_S as ANCHOR_EVERY_S
+from app.services.audit_anchor import AuditAnchors, Keep
 from app.services.bootstrap import FirstModel, bootstrap
+from app.services.call_content import CallContents
 from app.services.catalog import CatalogFollower
 from app.services.chat import Chat
 from app.services.endpoint_care import EndpointCare
@@ -71,6 +76,7 @@ from app.services.standing import Standings
 from app.services.usage_log import UsageLog
 from app.services.user_expiry import UserExpiry
 from app.services.waiting_room import WaitingRoom
+from app.storage.anchor_file import AnchorFile
 from app.storage.journal import Journal
 from app.storage.local_counters import LocalCounters
 from app.storage.management_ports import UserSpec
@@ -124,6 +130,7 @@ class Process:
     ledger: SqlUsageStore
     prices: PriceMap
     tokenizer: BundledTokenizer
+    anchors: AuditAnchors
 
 
 def wire(settings: Settings, clock: Clock | None = None) -> Process:
@@ -133,7 +140,7 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
     engine = open_engine(settings.database_url, pool_size=settings.database_pool_size)
     redis = open_redis(settings.redis_url, timeout_ms=settings.redis_timeout_ms, is_cluster=settings.redis_cluster)
     process_id = f"{os.getpid()}-{os.urandom(8).hex()}"
-    signals, ledger = RedisSignals(redis), SqlUsageStore(engine)
+    signals, ledger = RedisSignals(redis), SqlUsageStore(engine, masks_secrets=settings.log_content_mask_secrets)
     shared, stream = RedisCounters(redis, process_id=process_id), RedisUsageSink(redis)
     journal = Journal(settings.data_dir / JOURNAL)
     counters = FallbackCounters(
@@ -148,7 +155,7 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
     admin_token = settings.admin_token.get_secret_value() or None
     management_store = SqlManagement(engine)
     admin_access = AdminAccess(management_store, clock, pepper, admin_token)
-    sessions_store = SqlSessions(engine)
+    sessions_store, audit, reports = SqlSessions(engine), SqlAudit(engine), SqlReportStore(engine)
 
     async def announce(revision: int, kind: str, ref: str) -> None:
         """Tell the other processes of a change, and know it here before whoever made it has his answer."""
@@ -260,8 +267,9 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
             lifetime=timedelta(hours=settings.dashboard_session_hours),
         ),
         session_cookie=SessionCookie(is_insecure=settings.dashboard_insecure_cookie),
-        audit=SqlAudit(engine),
-        reports=SqlReportStore(engine),
+        audit=audit,
+        call_contents=CallContents(reports, ledger, audit, clock),
+        reports=reports,
         usage=ledger,
         alerts=budget_alerts,
         standings=Standings(
@@ -289,6 +297,7 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         ledger,
         prices,
         tokenizer,
+        AuditAnchors(audit=audit, clock=clock, keep=anchor_keeper(settings, transport, clock)),
     )
 
 
@@ -315,7 +324,7 @@ def create_app(settings: Settings, clock: Clock | None = None) -> GatewayMiddlew
     install_error_handlers(api)
     for router in (
         *(health.router, metrics.router, sign_in.router),
-        *(*admin.routers, *alerts.routers, *apps.routers, *management.routers),
+        *(*admin.routers, *alerts.routers, *apps.routers, *management.routers, *sessions.routers),
     ):
         api.include_router(router)
     api.add_middleware(
@@ -399,6 +408,7 @@ def chores(process: Process) -> list[Chore]:
         Chore("noticed-expiries", expiry.store_noticed, after=loaded),
         Chore("daily-expiry", expiry.sync_daily, every_s=60.0, is_elected=True, after=loaded),
         Chore("alerts", container.alerts.deliver_due, every_s=1.0, is_elected=True, after=loaded),
+        Chore("audit-anchors", process.anchors.tell, every_s=ANCHOR_EVERY_S, is_elected=True, after=loaded),
         Chore("partitions", lambda: ensure_partitions(process), every_s=3600.0, is_elected=True, after=loaded),
     ]
 
@@ -479,12 +489,29 @@ def egress_policy(settings: Settings) -> EgressPolicy:
 def webhook_of(settings: Settings, transport: Transport, clock: Clock) -> Webhook | None:
     """The sender of alerts, where one is configured. Raises: SettingsError for an address that no endpoint could have either."""
     url = settings.alert_webhook_url
-    if not url:
+    return _webhook_to(url, "ALERT_WEBHOOK_URL", settings, transport, clock) if url else None
+
+
+def anchor_keeper(settings: Settings, transport: Transport, clock: Clock) -> Keep | None:
+    """Where anchors of the audit trail go besides the log. Raises: SettingsError."""
+    place = settings.audit_anchor
+    if not place:
         return None
+    if "://" not in place:
+        return AnchorFile(Path(place)).keep
+    webhook = _webhook_to(place, "AUDIT_ANCHOR", settings, transport, clock)
+
+    async def keep(line: bytes) -> bool:
+        return (await webhook.send(str(uuid4()), line)).error is None
+
+    return keep
+
+
+def _webhook_to(url: str, setting: str, settings: Settings, transport: Transport, clock: Clock) -> Webhook:
     try:
-        checked_url(url.partition("?")[0], egress_policy(settings), param="ALERT_WEBHOOK_URL")
+        checked_url(url.partition("?")[0], egress_policy(settings), param=setting)
     except CallerError as error:
-        raise SettingsError(f"{error.message} Example: ALERT_WEBHOOK_URL=https://hooks.example.com/alerts") from None
+        raise SettingsError(f"{error.message} Example: {setting}=https://hooks.example.com/alerts") from None
     return Webhook(transport, clock, url=url, secret=settings.alert_webhook_secret.get_secret_value().encode())
 
 

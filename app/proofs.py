@@ -22,11 +22,13 @@ from app.database import Engine
 from app.diagnostics import Target, command_over, engine_of
 from app.domain.money import nano_to_usd
 from app.domain.record import CallRecord, decode_record
+from app.exceptions import SettingsError
 from app.providers.price_map import PriceMap
+from app.services.audit_anchor import read_anchors
 from app.services.fallback import Entry
 from app.services.verify_ledger import Drift, LedgerVerification, Progress, Proof, silent
 from app.storage.journal import read_frames
-from app.storage.management_ports import AuditVerdict
+from app.storage.management_ports import Anchor, AuditVerdict
 from app.storage.redis_verify import RedisCounterProof
 from app.storage.sql_audit import SqlAudit
 from app.storage.sql_verify import SqlLedgerProof
@@ -54,12 +56,13 @@ def verify_ledger(*, as_json: bool = False) -> int:
     return command_over(run)
 
 
-def verify_audit(*, as_json: bool = False) -> int:
-    """Recompute the audit trail's hashes."""
+def verify_audit(*, anchors: Path | None = None, as_json: bool = False) -> int:
+    """Recompute the audit trail's hashes, and compare them with those that were told elsewhere. Raises: SettingsError."""
+    told = _anchors_in(anchors)
 
     async def run(target: Target, console: Console) -> int:
         async with engine_of(target) as engine:
-            verdict = await SqlAudit(engine).verify()
+            verdict = await SqlAudit(engine).verify(told)
         if as_json:
             print_json(console, {"ok": verdict.is_valid, **_verdict(verdict)})
         elif verdict.is_valid:
@@ -71,6 +74,15 @@ def verify_audit(*, as_json: bool = False) -> int:
         return 0 if verdict.is_valid else 1
 
     return command_over(run)
+
+
+def _anchors_in(path: Path | None) -> list[Anchor]:
+    if path is None:
+        return []
+    try:
+        return read_anchors(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}.") from None
 
 
 def _verdict(verdict: AuditVerdict) -> dict[str, object]:

@@ -20,7 +20,7 @@ from app.domain.access import Actor, Role
 from app.domain.breaker import Fault
 from app.domain.record import CallContent
 from app.exceptions import AttemptFailed, DependencyUnavailable, FailureKind, UpstreamError
-from app.routers import admin, alerts, apps, management
+from app.routers import admin, alerts, apps, management, sessions
 from app.routers.rights import PREFIX, RIGHTS
 from app.services.api_key import ADMIN_TOKEN_PREFIX, KEY_PREFIX, new_key
 from app.storage.management_ports import AdminSpec, AuditQuery
@@ -385,7 +385,7 @@ async def test_a_database_that_is_away_is_a_503_and_not_half_an_export(
 
 
 def _routes() -> list[str]:
-    routers = (*admin.routers, *alerts.routers, *apps.routers, *management.routers)
+    routers = (*admin.routers, *alerts.routers, *apps.routers, *management.routers, *sessions.routers)
     return sorted(f"{method} {route.path}" for router in routers for route in router.routes for method in route.methods)  # type: ignore[attr-defined]
 
 

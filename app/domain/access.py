@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 
 
@@ -24,6 +25,8 @@ class Right(StrEnum):
     """Change budgets; any other field of the same object needs CONFIGURE."""
     CONFIGURE = "configure"
     """Change everything."""
+    READ_CONTENT = "read_content"
+    """See what callers wrote and what models answered; every look is written to the trail."""
 
 
 _RIGHTS = {
@@ -41,6 +44,8 @@ class Actor:
     name: str
     role: Role
     address: str | None = None
+    expires_at: datetime | None = None
+    """When his own right ends: he gives nobody a longer one."""
 
     def may(self, right: Right) -> bool:
         return right in _RIGHTS[self.role]

@@ -35,7 +35,7 @@ from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 from app.domain.latency import BUCKETS
 
-SCHEMA_REVISION = "0006"
+SCHEMA_REVISION = "0007"
 """The newest migration. A process whose database says otherwise migrates (or waits for the one that does)."""
 
 MAX_NAME_CHARS = 200
@@ -551,5 +551,17 @@ audit_log = Table(
     Column("hash", LargeBinary, nullable=False),
     Index("ix_audit_log_object", "object_kind", "object_id", "id"),
     Index("ix_audit_log_actor", "actor", "id"),
+    Index("ix_audit_log_action", "action", "id"),
+    Index("ix_audit_log_at", "at"),
 )
-"""Who changed what; each row's hash covers the row before it."""
+"""Who changed what; each row's hash covers the row before it. Triggers refuse every change of a row and every deletion."""
+
+audit_head = Table(
+    "audit_head",
+    metadata,
+    Column("id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("last_id", BigInteger, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    CheckConstraint("id = 1", name="single_row"),
+)
+"""The newest row of the trail, written by a trigger: a trail whose last rows were taken away no longer reaches it."""

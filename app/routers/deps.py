@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from datetime import timedelta
 from typing import Annotated, Any, Final, Protocol, cast
 
 from fastapi import APIRouter, Depends, Query, Request, Security
@@ -31,8 +32,9 @@ from app.exceptions import (
 )
 from app.routers.rights import PREFIX, RIGHTS
 from app.services.admin_access import AdminAccess
-from app.services.admin_sessions import Session
+from app.services.admin_sessions import AdminSessions, Session
 from app.services.alerts import Alerts
+from app.services.call_content import CallContents
 from app.services.endpoint_care import EndpointCare
 from app.services.management import Management
 from app.storage.management_ports import AuditEntry, AuditStore, ListQuery
@@ -40,6 +42,10 @@ from app.storage.ports import ReportStore, UsageStore
 
 ADMIN_BODY_BYTES: Final = 1024 * 1024
 """Far more than the largest object an administrator can send."""
+
+
+AUDITED_REFUSALS: Final = 300
+"""Refused attempts of one administrator that get rows in the trail within a minute: a script gone wrong must not fill it."""
 
 
 class AdminServices(Protocol):
@@ -55,6 +61,10 @@ class AdminServices(Protocol):
     def admin_access(self) -> AdminAccess: ...
     @property
     def audit(self) -> AuditStore: ...
+    @property
+    def call_contents(self) -> CallContents: ...
+    @property
+    def admin_sessions(self) -> AdminSessions: ...
     @property
     def reports(self) -> ReportStore: ...
     @property
@@ -180,4 +190,4 @@ async def _with_body(request: Request, timeout_s: float) -> Request:
 
 async def _audit_refusal(services: AdminServices, actor: Actor, what: str) -> None:
     entry = AuditEntry(services.clock.now(), actor, "access.refused", "route", what)
-    await services.audit.append(entry)
+    await services.audit.append_unless_flooded(entry, at_most=AUDITED_REFUSALS, within=timedelta(minutes=1))

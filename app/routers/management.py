@@ -180,12 +180,28 @@ async def list_calls(
 
 
 @usage.get("/logs/{request_id}")
-async def explain_call(services: Services, request_id: str) -> ExplainedCallView:
-    """One call: its attempts, the endpoints considered, limits and budgets, the price and the arithmetic, its content."""
+async def explain_call(services: Services, actor: Caller, request_id: str) -> ExplainedCallView:
+    """One call: its attempts, the endpoints considered, limits and budgets, the price and the arithmetic, its content.
+
+    The content is for owners and admins; each look at it is in the audit trail (`call.view_content`).
+    """
     record = await services.reports.record(request_id)
     if record is None:
         raise NotFound("There is no record of this request.")
-    return ExplainedCallView.explained(record, await services.reports.content(request_id))
+    return ExplainedCallView.explained(record, await services.call_contents.viewed(actor, record.request_id))
+
+
+class ErasedView(BaseModel):
+    user_oid: str
+    erased: int = Field(description="Calls whose prompt and answer were kept until now.")
+
+
+@usage.delete("/content")
+async def erase_content(
+    services: Services, actor: Caller, user_oid: Annotated[str, Query(min_length=1, max_length=200)]
+) -> ErasedView:
+    """Delete what was kept of a user's prompts and answers. The ledger keeps what the calls cost."""
+    return ErasedView(user_oid=user_oid, erased=await services.call_contents.erase(actor, user_oid))
 
 
 @usage.get("/summary")
@@ -265,9 +281,13 @@ async def list_audit(
     action: Annotated[str | None, Query(max_length=100, examples=["key.create"])] = None,
     object_kind: Annotated[str | None, Query(max_length=100)] = None,
     object_id: Annotated[str | None, Query(max_length=500)] = None,
+    search: Annotated[str | None, Query(max_length=200, description="Anywhere in actor, action and object.")] = None,
+    since: Annotated[Moment | None, Query(alias="from")] = None,
+    until: Annotated[Moment | None, Query(alias="to")] = None,
 ) -> PageView[AuditView]:
     """Who changed what, when and from where, newest first. Refused attempts are in it (`access.refused`)."""
-    page = await services.audit.page(AuditQuery(limit, cursor, actor, action, object_kind, object_id))
+    wanted = AuditQuery(limit, cursor, actor, action, object_kind, object_id, search, since, until)
+    page = await services.audit.page(wanted)
     return PageView(items=[AuditView.of(row) for row in page.items], next_cursor=page.next_cursor)
 
 
@@ -318,7 +338,7 @@ class SettingsView(BaseModel):
     items: list[SettingView]
 
 
-_HIDDEN = frozenset({"database_url", "redis_url", "alert_webhook_url"})
+_HIDDEN = frozenset({"database_url", "redis_url", "alert_webhook_url", "audit_anchor"})
 """Not secrets by type, but they hold passwords, or tokens in their paths."""
 
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from starlette.routing import compile_path
 
-from app.domain.access import Right
+from app.domain.access import Actor, Right, Role
 
 PREFIX: Final = "/admin/api"
 
@@ -53,10 +53,13 @@ RIGHTS: Final[dict[str, Right]] = {
     "DELETE /admins/{admin_id}": Right.CONFIGURE,
     "POST /admins/{admin_id}/revoke": Right.CONFIGURE,
     "POST /admins/{admin_id}/rotate": Right.CONFIGURE,
+    "GET /sessions": Right.READ,
+    "DELETE /sessions/{session_id}": Right.CONFIGURE,
     "GET /usage/summary": Right.READ,
     "GET /usage/logs": Right.READ,
     "GET /usage/logs/{request_id}": Right.READ,
     "GET /usage/export": Right.READ,
+    "DELETE /usage/content": Right.CONFIGURE,
     "GET /alerts": Right.READ,
     "POST /alerts/test": Right.CONFIGURE,
     "GET /audit": Right.READ,
@@ -77,3 +80,33 @@ def methods_of(path: str) -> list[str]:
 _PATTERNS: Final = [
     (method, compile_path(template)[0]) for method, _, template in (route.partition(" ") for route in RIGHTS)
 ]
+
+_EXPLAINED: Final = """# Roles
+
+Who may call what on the admin API (below `/admin/api`), with a token or in a session of the dashboard. This page is written by
+`app.routers.rights.matrix()` from the table that the routes enforce, and `tests/routers/test_rights.py` compares the two and tries
+each route with each role.
+
+- **owner**: everything. Only an owner makes, changes, signs out or removes an owner.
+- **admin**: everything else. Nobody hands out more than he has: no role above his own, no token that lasts longer than his.
+- **billing**: users and what they have paid for; of keys, apps and models the budgets and nothing else ("budgets").
+- **viewer**: reads everything but secrets, and but the prompts and answers of calls, which are for owners and admins. Each look at
+  those is in the audit trail.
+
+| route | owner | admin | billing | viewer |
+|---|---|---|---|---|
+"""
+
+
+def matrix() -> str:
+    """docs/roles.md."""
+    return _EXPLAINED + "".join(
+        f"| `{route}` | {' | '.join(_cell(role, right) for role in Role)} |\n" for route, right in RIGHTS.items()
+    )
+
+
+def _cell(role: Role, right: Right) -> str:
+    actor = Actor("", role)
+    if not actor.may(right):
+        return ""
+    return "budgets" if right is Right.BUDGET and not actor.may(Right.CONFIGURE) else "yes"

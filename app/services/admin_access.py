@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
 
 from app.clock import Clock
 from app.domain.access import BOOTSTRAP, Actor, Role
@@ -18,7 +17,6 @@ class Holder:
 
     actor: Actor
     admin_id: str | None = None
-    expires_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +48,8 @@ class AdminAccess:
             row = await reader.admin_by_digest(digest)
         if row is None or not row.is_active_at(self.clock.now()):
             raise InvalidApiKey
-        return Holder(Actor(row.spec.name, row.spec.role, address), row.id, row.spec.expires_at)
+        actor = Actor(row.spec.name, row.spec.role, address, row.spec.expires_at)
+        return Holder(actor, row.id)
 
     def is_bootstrap(self, token: str) -> bool:
         return bool(self.bootstrap_token) and is_same_secret(token, self.bootstrap_token or "")

@@ -19,7 +19,7 @@ import secrets
 from base64 import urlsafe_b64encode
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Final
@@ -183,7 +183,10 @@ class AdminSessions:
         row = found.row
         if row.last_seen_at + self._touched_every <= now:
             await self._store.touch(row.id, now)
-        return Session(row.id, row.actor, csrf_token_of(cookie), row.opened_at, row.expires_at)
+        ends_at = found.admin.spec.expires_at if found.admin is not None else None
+        return Session(
+            row.id, replace(row.actor, expires_at=ends_at), csrf_token_of(cookie), row.opened_at, row.expires_at
+        )
 
     async def close(self, cookie: str | None) -> None:
         """Sign out. A cookie of no session changes nothing."""
@@ -224,7 +227,7 @@ class AdminSessions:
 
     async def _opened(self, opening: _Opening) -> OpenedSession:
         now, cookie, holder = self._clock.now(), secrets.token_urlsafe(COOKIE_BYTES), opening.holder
-        expires_at = min(now + self._lifetime, holder.expires_at or now + self._lifetime)
+        expires_at = min(now + self._lifetime, holder.actor.expires_at or now + self._lifetime)
         user_agent = "".join(each for each in opening.user_agent if each.isprintable())[:MAX_USER_AGENT_LENGTH]
         row = SessionRow(
             id=new_id(),

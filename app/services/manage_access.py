@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypedDict
 
-from app.domain.access import Actor, Role
+from app.domain.access import Actor, Role, is_reserved_name
 from app.domain.budget import Budget
 from app.domain.identity import KeyStatus, LogContent, Overflow
 from app.domain.limits import Limit
-from app.exceptions import Conflict, Forbidden
+from app.exceptions import Conflict, Forbidden, InvalidRequest
 from app.services.api_key import ADMIN_TOKEN_PREFIX, APP_SECRET_PREFIX, NewKey, new_key
 from app.services.command import Commands, missing, new_id
 from app.services.manage_users import existing_user
@@ -278,8 +278,9 @@ class AdminCommands:
 
     async def create(self, actor: Actor, spec: AdminSpec) -> tuple[AdminRow, str]:
         """Returns the administrator and, this once, the token."""
-        require_text(spec.name, "name", may_be_empty=False)
+        _require_name(spec.name)
         _require_rank(actor, spec.role)
+        _require_no_longer_than_himself(actor, spec)
         made = new_key(self.pepper, ADMIN_TOKEN_PREFIX)
         async with self.commands.opened(actor) as command:
             row = AdminRow(new_id(), spec, made.last4, None, command.now)
@@ -292,8 +293,11 @@ class AdminCommands:
         async with self.commands.opened(actor) as command:
             row = await _existing_admin(command.tx, admin_id)
             spec = replace(row.spec, **changes)
-            require_text(spec.name, "name", may_be_empty=False)
             _require_rank(actor, row.spec.role, spec.role)
+            if spec.name != row.spec.name:
+                _require_name(spec.name)
+            if spec.expires_at != row.spec.expires_at:
+                _require_no_longer_than_himself(actor, spec)
             if spec.role is not Role.OWNER or spec.expires_at is not None:
                 await self._require_not_last_owner(command.tx, row, command.now)
             await command.tx.update_admin(admin_id, spec, command.now)
@@ -358,3 +362,15 @@ def _require_rank(actor: Actor, *roles: Role) -> None:
     """Owners are made, changed and removed by owners only: nobody hands out more than he has."""
     if Role.OWNER in roles and actor.role is not Role.OWNER:
         raise Forbidden("Only an owner may do that to an owner.")
+
+
+def _require_no_longer_than_himself(actor: Actor, spec: AdminSpec) -> None:
+    ends_at = actor.expires_at
+    if ends_at is not None and (spec.expires_at is None or spec.expires_at > ends_at):
+        raise Forbidden("Your own token expires: it can make none that lasts longer.")
+
+
+def _require_name(name: str) -> None:
+    require_text(name, "name", may_be_empty=False)
+    if is_reserved_name(name):
+        raise InvalidRequest("'name' would pass for somebody else in the audit trail.", param="name")

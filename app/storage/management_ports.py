@@ -7,9 +7,10 @@ committed together or not at all.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Generic, Protocol, TypeVar
 
 from app.domain.access import Actor, Role
@@ -247,6 +248,18 @@ class AuditQuery:
     action: str | None = None
     object_kind: str | None = None
     object_id: str | None = None
+    search: str | None = None
+    """Looked for anywhere in actor, action and object."""
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """The trail's newest row at some moment. Kept elsewhere, it proves that nothing up to it was rewritten since."""
+
+    id: int
+    hash: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,8 +281,16 @@ class AuditStore(Protocol):
 
     async def page(self, query: AuditQuery) -> Page[AuditRow]: ...
 
-    async def verify(self) -> AuditVerdict:
-        """Recompute every hash from the first row on, streaming."""
+    async def append_unless_flooded(self, entry: AuditEntry, *, at_most: int, within: timedelta) -> None:
+        """Write a row, unless its actor has so many of its action already within that time."""
+        ...
+
+    async def head(self) -> Anchor | None:
+        """The newest row; None while there is none."""
+        ...
+
+    async def verify(self, anchors: Sequence[Anchor] = ()) -> AuditVerdict:
+        """Recompute every hash from the first row on, streaming, and compare with what was anchored."""
         ...
 
 

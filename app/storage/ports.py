@@ -338,3 +338,9 @@ class ReportStore(Protocol):
     def export(self, log_filter: LogFilter) -> AsyncIterator[CallRecord]:
         """Every record that matches, streamed by a server-side cursor."""
         ...
+
+
+class ContentEraser(Protocol):
+    async def erase_content(self, user_oid: str) -> int:
+        """Delete all kept bodies of a user's calls; returns how many there were."""
+        ...

@@ -1,7 +1,8 @@
 """The audit trail in SQL: a chain in which each row's hash covers its content and the hash before it.
 
-An edited row no longer has its hash, a removed one leaves a gap in the ids, a swapped one stands on the wrong predecessor.
-Who can rewrite the whole table can rewrite the chain with it: the newest hash, kept elsewhere, is the proof against that.
+An edited row no longer has its hash, a removed one leaves a gap in the ids, a swapped one stands on the wrong predecessor, and where
+the last ones were taken away the trail ends before its head. Who can rewrite all of it can rewrite the chain with it: an anchor
+(`AUDIT_ANCHOR`), the newest hash kept elsewhere, is the proof against that.
 Ids are gapless because a row is only ever written under the lock of the revision's row.
 """
 
@@ -9,21 +10,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Select, insert, select
+from sqlalchemy import RowMapping, func, insert, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.database import transaction
 from app.domain.access import NOBODY
 from app.exceptions import InvalidRequest
-from app.models.tables import audit_log, config_revision
-from app.storage.management_ports import AuditEntry, AuditQuery, AuditRow, AuditVerdict, Page
+from app.models.tables import audit_head, audit_log, config_revision
+from app.storage.holders import found
+from app.storage.management_ports import Anchor, AuditEntry, AuditQuery, AuditRow, AuditVerdict, Page
 
 GENESIS = bytes(32)
 """What the first row's hash stands on."""
@@ -31,6 +32,7 @@ BATCH_ROWS = 1000
 """Rows that `verify` holds in memory at once."""
 
 _HASHED = ("id", "at", "actor", "role", "address", "action", "object_kind", "object_id", "before", "after")
+_SEARCHED = (audit_log.c.actor, audit_log.c.action, audit_log.c.object_kind, audit_log.c.object_id)
 
 
 async def lock(connection: AsyncConnection) -> None:
@@ -44,11 +46,10 @@ async def lock(connection: AsyncConnection) -> None:
 
 async def append(connection: AsyncConnection, entry: AuditEntry) -> None:
     """Write the next row of the chain, in the caller's transaction, which must hold the lock of the revision's row."""
-    newest = select(audit_log.c.id, audit_log.c.hash).order_by(audit_log.c.id.desc()).limit(1)
-    last = (await connection.execute(newest)).one_or_none()
-    previous_hash = GENESIS if last is None else bytes(last.hash)
+    last = await _head(connection) or await _newest(connection) or Anchor(0, GENESIS)
+    previous_hash = last.hash
     row: dict[str, object] = {
-        "id": 1 if last is None else last.id + 1,
+        "id": last.id + 1,
         "at": entry.at,
         "actor": entry.actor.name,
         "role": "none" if entry.actor.name == NOBODY else entry.actor.role.value,
@@ -63,7 +64,19 @@ async def append(connection: AsyncConnection, entry: AuditEntry) -> None:
     await connection.execute(insert(audit_log).values(**row, **chained))
 
 
-def hash_of(row: Mapping[str, object], previous_hash: bytes) -> bytes:
+async def _head(connection: AsyncConnection) -> Anchor | None:
+    """The row that the trail ends with, by the trigger's account: what was taken off its end stays missing."""
+    row = (await connection.execute(select(audit_head.c.last_id, audit_head.c.hash))).one_or_none()
+    return None if row is None else Anchor(row.last_id, bytes(row.hash))
+
+
+async def _newest(connection: AsyncConnection) -> Anchor | None:
+    newest = select(audit_log.c.id, audit_log.c.hash).order_by(audit_log.c.id.desc()).limit(1)
+    row = (await connection.execute(newest)).one_or_none()
+    return None if row is None else Anchor(row.id, bytes(row.hash))
+
+
+def hash_of(row: Mapping[str, object] | RowMapping, previous_hash: bytes) -> bytes:
     """SHA-256 over the hash before and the row as canonical JSON: sorted keys, no spaces, times in UTC microseconds."""
     content = {name: _plain(row[name]) for name in _HASHED}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
@@ -87,6 +100,21 @@ class SqlAudit:
             await lock(connection)
             await append(connection, entry)
 
+    async def append_unless_flooded(self, entry: AuditEntry, *, at_most: int, within: timedelta) -> None:
+        since = entry.at - within
+        alike = select(audit_log.c.at).where(
+            audit_log.c.actor == entry.actor.name, audit_log.c.action == entry.action, audit_log.c.at > since
+        )
+        counted = select(func.count()).select_from(alike.limit(at_most).subquery())
+        async with transaction(self.engine) as connection:
+            if (await connection.execute(counted)).scalar_one() < at_most:
+                await lock(connection)
+                await append(connection, entry)
+
+    async def head(self) -> Anchor | None:
+        async with transaction(self.engine) as connection:
+            return await _head(connection)
+
     async def page(self, query: AuditQuery) -> Page[AuditRow]:
         statement = select(audit_log).order_by(audit_log.c.id.desc()).limit(query.limit + 1)
         if query.cursor is not None:
@@ -99,29 +127,36 @@ class SqlAudit:
         ):
             if wanted is not None:
                 statement = statement.where(column == wanted)
+        if query.search:
+            statement = statement.where(found(query.search, *_SEARCHED))
+        if query.since is not None:
+            statement = statement.where(audit_log.c.at >= query.since)
+        if query.until is not None:
+            statement = statement.where(audit_log.c.at < query.until)
         async with transaction(self.engine) as connection:
             rows = [_audit_row(row) for row in await connection.execute(statement)]
         items = rows[: query.limit]
         return Page(items, str(items[-1].id) if len(rows) > query.limit else None)
 
-    async def verify(self) -> AuditVerdict:
+    async def verify(self, anchors: Sequence[Anchor] = ()) -> AuditVerdict:
+        anchored = {anchor.id: anchor.hash for anchor in anchors}
         verified, expected_id, previous_hash = 0, 1, GENESIS
-        async with self._stream(select(audit_log).order_by(audit_log.c.id)) as rows:
-            async for row in rows:
-                content: Mapping[str, object] = row._mapping
-                stands = row.id == expected_id and bytes(row.previous_hash) == previous_hash
-                if not stands or bytes(row.hash) != hash_of(content, previous_hash):
-                    return AuditVerdict(verified, min(int(row.id), expected_id))
-                verified, expected_id, previous_hash = verified + 1, expected_id + 1, bytes(row.hash)
-        return AuditVerdict(verified, None)
-
-    @asynccontextmanager
-    async def _stream(self, statement: Select[Any]) -> AsyncIterator[AsyncIterator[Any]]:
-        async with (
-            transaction(self.engine, read_only_snapshot=True) as connection,
-            connection.stream(statement.execution_options(yield_per=BATCH_ROWS)) as result,
-        ):
-            yield aiter(result)
+        async with transaction(self.engine, read_only_snapshot=True) as connection:
+            head = await _head(connection)
+            statement = select(audit_log).order_by(audit_log.c.id).execution_options(yield_per=BATCH_ROWS)
+            async with connection.stream(statement) as rows:
+                async for row in rows:
+                    content: RowMapping = row._mapping
+                    row_hash = bytes(row.hash)
+                    stands = row.id == expected_id and bytes(row.previous_hash) == previous_hash
+                    is_anchored = anchored.pop(row.id, row_hash) == row_hash
+                    if not stands or not is_anchored or row_hash != hash_of(content, previous_hash):
+                        return AuditVerdict(verified, min(int(row.id), expected_id))
+                    verified, expected_id, previous_hash = verified + 1, expected_id + 1, row_hash
+        ends_at = Anchor(verified, previous_hash) if verified else None
+        if head != ends_at:  # rows are missing at the end, or came in behind the trigger's back
+            return AuditVerdict(verified, min(head.id if head else verified, verified) + 1)
+        return AuditVerdict(verified, min(anchored) if anchored else None)
 
 
 def _cursor_id(cursor: str) -> int:

@@ -27,7 +27,7 @@ from uuid import UUID
 
 import asyncpg
 import msgspec
-from sqlalchemy import ColumnElement, Select, Table, func, or_, select
+from sqlalchemy import ColumnElement, Select, Table, bindparam, delete, func, or_, select, tuple_
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -35,10 +35,18 @@ from app.database import QUICK_S, transaction
 from app.domain.budget import BudgetClaim
 from app.domain.latency import BUCKETS, bucket_of
 from app.domain.limits import Scope
+from app.domain.masking import mask_secrets
 from app.domain.money import NanoUsd
 from app.domain.record import CallContent, CallRecord, RecordDetail
 from app.exceptions import DependencyUnavailable
-from app.models.tables import DURATION_COUNTS, FIRST_TOKEN_COUNTS, MAX_NAME_CHARS, usage_records, usage_rollups
+from app.models.tables import (
+    DURATION_COUNTS,
+    FIRST_TOKEN_COUNTS,
+    MAX_NAME_CHARS,
+    usage_content,
+    usage_records,
+    usage_rollups,
+)
 from app.storage.rejected import RecordsRejected
 from app.storage.sql_partitions import Month, drop_partitions_before, ensure_partitions, month_of
 from app.storage.sql_rows import is_uuid
@@ -57,14 +65,26 @@ HOUR_MS = 3_600_000
 OLDEST, NEWEST = datetime(2020, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
 """A record from outside of these is no record of ours, and must not make partitions for centuries."""
 
+ERASED_AT_ONCE = 2_000
+
+_erase_some = delete(usage_content).where(
+    tuple_(usage_content.c.created_at, usage_content.c.request_id).in_(
+        select(usage_content.c.created_at, usage_content.c.request_id)
+        .where(usage_content.c.user_oid == bindparam("user_oid"))
+        .limit(bindparam("some"))
+    )
+)
+
 Item = TypeVar("Item", CallRecord, CallContent)
 
 
 class SqlUsageStore:
     """UsageStore on PostgreSQL."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, *, masks_secrets: bool = True) -> None:
+        """`masks_secrets`: bodies are kept without what looks like a credential in them."""
         self._engine = engine
+        self._masks_secrets = masks_secrets
         self._months: set[Month] = set()
 
     async def write(self, records: Sequence[CallRecord]) -> int:
@@ -72,6 +92,15 @@ class SqlUsageStore:
         others were written."""
         ordered = sorted(_one_for_each_call(map(_fit_to_store, records)), key=_id)
         return await self._write_all(ordered, self._write_records)
+
+    async def erase_content(self, user_oid: str) -> int:
+        erased = 0
+        while True:  # in steps, each well within a statement's time
+            async with transaction(self._engine) as connection:
+                count = (await connection.execute(_erase_some, {"user_oid": user_oid, "some": ERASED_AT_ONCE})).rowcount
+            erased += count
+            if count < ERASED_AT_ONCE:
+                return erased
 
     async def write_content(self, contents: Sequence[CallContent]) -> None:
         """Raises: RecordsRejected after the others were written."""
@@ -142,7 +171,9 @@ class SqlUsageStore:
         return len(new) + len(new_refusals)
 
     async def _write_contents(self, contents: Sequence[CallContent]) -> int:
-        packed = await asyncio.to_thread(_compressed, contents)  # milliseconds per megabyte: not on the loop
+        packed = await asyncio.to_thread(
+            _compressed, contents, self._masks_secrets
+        )  # milliseconds per megabyte: not on the loop
         await self.ensure_partitions(*map(_time_of, contents))
         async with transaction(self._engine) as connection:
             return len(await _insert(connection, CONTENT_INSERT, _CONTENT_FIELDS, packed))
@@ -515,14 +546,15 @@ def _id(item: CallRecord | CallContent) -> str:
     return item.request_id
 
 
-def _compressed(contents: Sequence[CallContent]) -> list[CallContent]:
+def _compressed(contents: Sequence[CallContent], masks_secrets: bool) -> list[CallContent]:
+    readable = mask_secrets if masks_secrets else bytes
     return [
         msgspec.structs.replace(
             content,
             request_id=_canonical(content.request_id),
             user_oid=_storable(content.user_oid)[:MAX_NAME_CHARS],
-            request_body=zlib.compress(content.request_body, COMPRESSION),
-            response_body=zlib.compress(content.response_body, COMPRESSION),
+            request_body=zlib.compress(readable(content.request_body), COMPRESSION),
+            response_body=zlib.compress(readable(content.response_body), COMPRESSION),
         )
         for content in contents
     ]
