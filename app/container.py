@@ -19,6 +19,7 @@ from app.services.health_check import HealthCheck
 from app.services.identities import Identities
 from app.services.load_balancer import LoadBalancer
 from app.services.management import Management
+from app.services.repeats import Repeats
 from app.services.standing import Standings
 from app.services.usage_log import UsageLog
 from app.storage.management_ports import AuditStore
@@ -42,6 +43,7 @@ class Container:
     session_cookie: SessionCookie
     audit: AuditStore
     call_contents: CallContents
+    repeats: Repeats
     reports: ReportStore
     usage: UsageStore
     alerts: Alerts

@@ -12,7 +12,7 @@ from typed arguments, and are safe to show to a caller: they never hold a creden
     │   ├── PaymentExpired · UserSuspended · UserUnknown · ModelNotAllowed · AppInactive · IpNotAllowed · Forbidden
     │   │   PriceUnknown                                                                            403
     │   ├── ModelNotFound · NotFound                                                                404
-    │   ├── MethodNotAllowed 405 · RequestTimeout 408 · Conflict · VersionConflict 409
+    │   ├── MethodNotAllowed 405 · RequestTimeout 408 · Conflict · VersionConflict · IdempotencyInFlight 409
     │   └── PayloadTooLarge 413 · UnsupportedMediaType 415 · Unprocessable 422 · HeadersTooLarge 431
     ├── LimitReached                   a repeat after `retry_after_s` can succeed
     │   ├── RateLimited · BudgetReserved · TooManyFailures                                          429
@@ -263,6 +263,15 @@ class InUse(Conflict):
 
 class VersionConflict(Conflict):
     code = "version_conflict"
+
+
+class IdempotencyInFlight(Conflict):
+    code = "idempotency_in_flight"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "A request with this Idempotency-Key is being worked on, or was broken off: look what it has done."
+        )
 
 
 class PayloadTooLarge(CallerError):

@@ -72,6 +72,7 @@ from app.services.load_balancer import LoadBalancer
 from app.services.maintenance import Chore, supervise
 from app.services.management import open_management
 from app.services.recovery import RecoveringCounters
+from app.services.repeats import Repeats
 from app.services.standing import Standings
 from app.services.usage_log import UsageLog
 from app.services.user_expiry import UserExpiry
@@ -91,6 +92,7 @@ from app.storage.sql_catalog import SqlCatalogStore
 from app.storage.sql_endpoint_events import SqlEndpointEvents
 from app.storage.sql_identity import SqlKeyStore
 from app.storage.sql_management import SqlManagement
+from app.storage.sql_repeats import SqlRepeats
 from app.storage.sql_reports import SqlReportStore
 from app.storage.sql_sessions import SqlSessions
 from app.storage.sql_usage import SqlUsageStore
@@ -270,6 +272,7 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         audit=audit,
         call_contents=CallContents(reports, ledger, audit, clock),
         reports=reports,
+        repeats=Repeats(SqlRepeats(engine), sealer, clock),
         usage=ledger,
         alerts=budget_alerts,
         standings=Standings(
@@ -404,6 +407,7 @@ def chores(process: Process) -> list[Chore]:
         Chore("endpoint-events", process.events.write, after=loaded),
         Chore("old-endpoint-events", process.events.forget_old, every_s=3600.0, is_elected=True, after=loaded),
         Chore("content", usage_log.write_contents, after=loaded),
+        Chore("repeats", container.repeats.forget_old, every_s=3600.0, is_elected=True, after=loaded),
         Chore("last-used", container.identities.write_used, every_s=10.0, after=loaded),
         Chore("noticed-expiries", expiry.store_noticed, after=loaded),
         Chore("daily-expiry", expiry.sync_daily, every_s=60.0, is_elected=True, after=loaded),

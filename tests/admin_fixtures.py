@@ -28,6 +28,7 @@ from app.services.endpoint_care import EndpointCare
 from app.services.endpoint_events import EndpointEvents
 from app.services.load_balancer import LoadBalancer
 from app.services.management import Management, open_management
+from app.services.repeats import Repeats
 from app.storage.alert_ports import WebhookSender
 from app.storage.ports import ReportStore, UsageStore
 from app.storage.sealing import Sealer
@@ -35,6 +36,7 @@ from app.storage.sql_alerts import SqlAlertStore
 from app.storage.sql_audit import SqlAudit
 from app.storage.sql_endpoint_events import SqlEndpointEvents
 from app.storage.sql_management import SqlManagement
+from app.storage.sql_repeats import SqlRepeats
 from app.storage.sql_reports import SqlReportStore
 from app.storage.sql_sessions import SqlSessions
 from app.storage.sql_usage import SqlUsageStore
@@ -80,6 +82,7 @@ class Gateway:
     admin_sessions: AdminSessions
     audit: SqlAudit
     call_contents: CallContents
+    repeats: Repeats
     reports: ReportStore
     usage: UsageStore
     alerts: Alerts
@@ -135,6 +138,7 @@ def open_gateway(
         admin_sessions=open_sessions(admin_access, sessions, clock, pepper),
         audit=audit,
         call_contents=CallContents(SqlReportStore(engine), SqlUsageStore(engine), audit, clock),
+        repeats=Repeats(SqlRepeats(engine), sealer, clock),
         reports=SqlReportStore(engine),
         usage=SqlUsageStore(engine),
         alerts=Alerts(store=SqlAlertStore(engine), clock=clock, zone=UTC, webhook=webhook),

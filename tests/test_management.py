@@ -176,10 +176,10 @@ async def test_a_user_is_expired_only_once_its_last_paid_day_is_over(gateway: Ga
 
     expiry = await users.sync_all_expiries(OWNER, today)
 
-    assert (expiry.checked, expiry.expired) == (5, ("trial", "yesterday"))
+    assert (expiry.checked, expiry.expired) == (5, {"trial": PaymentStatus.TRIAL, "yesterday": PaymentStatus.ACTIVE})
     assert (await users.get("suspended")).spec.payment_status is PaymentStatus.SUSPENDED
     assert (await users.get("today")).spec.payment_status is PaymentStatus.ACTIVE
-    assert (await users.sync_all_expiries(OWNER, today)).expired == ()
+    assert (await users.sync_all_expiries(OWNER, today)).expired == {}
 
 
 async def test_more_expiries_than_one_transaction_takes_are_all_stored_and_announced(
@@ -192,8 +192,15 @@ async def test_more_expiries_than_one_transaction_takes_are_all_stored_and_annou
 
     expiry = await gateway.management.users.sync_all_expiries(OWNER, date(2026, 1, 15))
 
-    assert expiry.expired == tuple(f"u{number}" for number in range(5))
-    assert {ref for _, _, ref in gateway.published.messages} == set(expiry.expired)
+    assert list(expiry.expired) == [f"u{number}" for number in range(5)]
+    told = await gateway.rows("SELECT ref FROM config_changes WHERE kind = 'user' ORDER BY revision DESC LIMIT 5")
+    assert {row["ref"] for row in told} == set(expiry.expired)
+    assert len(gateway.published.messages) == 3, "one for each transaction: whoever hears it asks what has changed"
+    trail = [row for row in (await gateway.audit.page(AuditQuery())).items if row.action == "user.expire"]
+    assert {row.object_id: (row.before, row.after) for row in trail} == {
+        oid: ({"payment_status": "active"}, {"payment_status": "expired"}) for oid in expiry.expired
+    }
+    assert (await gateway.audit.verify()).is_valid
 
 
 async def test_deleting_a_user_deletes_its_keys_and_leaves_other_users_alone(gateway: Gateway) -> None:

@@ -61,6 +61,7 @@ Secret = Annotated[StrictStr, Field(max_length=20_000)]
 Count = Annotated[StrictInt, Field(ge=1, le=2**31 - 1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, strict=True, allow_inf_nan=False)]
 Names = Annotated[list[Text], Field(max_length=1000)]
+Labels = Annotated[dict[StrictStr, StrictStr], Field(max_length=20, description="Small texts to find it by.")]
 GraceSeconds = Annotated[StrictInt, Field(ge=0, le=30 * 86_400)]
 
 
@@ -337,7 +338,7 @@ class BulkExpiryView(_View):
 
 class OverflowShape(_Shape):
     mode: OverflowMode = OverflowMode.REJECT
-    max_wait_seconds: Annotated[float, Field(ge=0, le=600, strict=True, allow_inf_nan=False)] = 10
+    max_wait_seconds: Annotated[float, Field(ge=0, le=600, strict=True, allow_inf_nan=False)] = 10.0
     fallback_model: Text | None = None
 
     def domain(self) -> Overflow:
@@ -358,6 +359,7 @@ class KeyCreate(_Body):
     limits: Limits | None = Field(None, description="Absent or null: the settings' defaults; empty: no limit.")
     budgets: Budgets = []
     overflow: OverflowShape = OverflowShape()
+    labels: Labels = Field({}, examples=[{"team": "search", "env": "prod"}])
 
     def spec(self) -> KeySpec:
         return KeySpec(**self.fields())
@@ -372,6 +374,7 @@ class KeyPatch(_Body):
     limits: Limits | None = None
     budgets: Budgets = []
     overflow: OverflowShape = OverflowShape()
+    labels: Labels = {}
 
     def changes(self) -> KeyChanges:
         return cast(KeyChanges, self.fields(only_named=True))
@@ -392,6 +395,7 @@ class KeyView(_View):
     has_own_limits: bool
     budgets: list[BudgetView]
     overflow: OverflowShape
+    labels: dict[str, str]
     revoked_at: Moment | None
     last_used_at: Moment | None
     created_at: Moment
@@ -427,6 +431,7 @@ def _key_fields(row: KeyRow, now: datetime) -> dict[str, Any]:
         "has_own_limits": spec.limits is not None,
         "budgets": _budget_views(spec.budgets),
         "overflow": OverflowShape.of(spec.overflow),
+        "labels": dict(spec.labels),
         "revoked_at": row.revoked_at,
         "last_used_at": row.last_used_at,
         "created_at": row.created_at,

@@ -35,7 +35,7 @@ from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 from app.domain.latency import BUCKETS
 
-SCHEMA_REVISION = "0007"
+SCHEMA_REVISION = "0008"
 """The newest migration. A process whose database says otherwise migrates (or waits for the one that does)."""
 
 MAX_NAME_CHARS = 200
@@ -119,6 +119,7 @@ keys = Table(
     _texts("allowed_ips"),
     Column("log_content", Text),
     Column("has_own_limits", Boolean, nullable=False, server_default=false()),  # false: the settings' defaults hold
+    Column("labels", JSONB, nullable=False, server_default=text("'{}'")),
     Column("overflow", JSONB, nullable=False, server_default=text("'{}'")),
     Column("expires_at", DateTime(timezone=True)),
     Column("revoked_at", DateTime(timezone=True)),
@@ -130,7 +131,34 @@ keys = Table(
     CheckConstraint("log_content IN ('full', 'metadata')", name="log_content"),
     Index("ix_keys_user_oid", "user_oid"),
     Index("ix_keys_created_at_id", "created_at", "id"),
+    Index("ix_keys_name_id", "name", "id"),
+    Index("ix_keys_labels", "labels", postgresql_using="gin"),
 )
+
+USER_WORDS = r"lower(users.oid || E'\n' || coalesce(users.email, '') || E'\n' || coalesce(users.name, ''))"
+KEY_WORDS = r"lower(keys.name || E'\n' || keys.user_oid || E'\n' || keys.key_prefix || E'\n' || keys.last4 || E'\n' || keys.labels::text)"
+"""What the lists are searched in, to the letter as migration 0008 indexes it where there are trigrams."""
+
+deleted_users = Table(
+    "deleted_users",
+    metadata,
+    Column("oid", Text, primary_key=True),
+    Column("deleted_at", DateTime(timezone=True), nullable=False),
+)
+"""When a user of this oid was last deleted: calls of before were made by that one, whoever has the oid now."""
+
+repeatable_requests = Table(
+    "repeatable_requests",
+    metadata,
+    Column("actor", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("request_digest", LargeBinary, nullable=False),
+    Column("begun_at", DateTime(timezone=True), nullable=False),
+    Column("status", SmallInteger),  # null: being worked on, or its process died of it
+    Column("answer_sealed", LargeBinary),  # sealed, because answers hold secrets
+    Index("ix_repeatable_requests_begun_at", "begun_at"),
+)
+"""Requests of the admin API that were sent with an `Idempotency-Key`."""
 
 former_credentials = Table(
     "former_credentials",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Query
 
 from app.domain.budget import BudgetClaim, period_at
+from app.domain.identity import payment_day
 from app.domain.limits import Scope
 from app.domain.money import NanoUsd
 from app.models.schemas import (
@@ -29,7 +30,17 @@ from app.models.schemas import (
     UserView,
 )
 from app.models.usage_schemas import BudgetSpentView, KeyUsageView
-from app.routers.deps import AdminServices, Caller, Listing, Services, admin_router, require_budgets_only
+from app.routers.deps import (
+    AdminServices,
+    Caller,
+    KeyListing,
+    Listing,
+    Services,
+    UserListing,
+    Versioned,
+    admin_router,
+    require_budgets_only,
+)
 from app.storage.management_ports import KeyRow
 
 users = admin_router("users", "Users")
@@ -45,24 +56,24 @@ USAGE_DAYS = 30
 
 
 @users.get("")
-async def list_users(services: Services, query: Listing) -> PageView[UserView]:
+async def list_users(services: Services, query: UserListing) -> PageView[UserView]:
     page = await services.management.users.page(query)
     return PageView(items=[UserView.of(row) for row in page.items], next_cursor=page.next_cursor)
 
 
 @users.post("", status_code=201)
-async def create_user(services: Services, actor: Caller, body: UserCreate) -> UserView:
+async def create_user(services: Services, actor: Caller, body: UserCreate, version: Versioned) -> UserView:
     users = services.management.users
-    return UserView.of(await users.create(actor, body.spec(users.defaults)))
+    row = await users.create(actor, body.spec(users.defaults))
+    version.tell(row.spec)
+    return UserView.of(row)
 
 
 @users.post("/sync/bulk-expiry")
 async def sync_all_expiries(services: Services, actor: Caller) -> BulkExpiryView:
     """Set every user whose last paid day is over to `expired`. The gateway does so itself once a day."""
     now = services.clock.now()
-    expiry = await services.management.users.sync_all_expiries(
-        actor, now.astimezone(services.settings.budget_zone).date()
-    )
+    expiry = await services.management.users.sync_all_expiries(actor, _payment_day(services, now))
     timestamp = now.replace(tzinfo=None).isoformat(timespec="microseconds")
     return BulkExpiryView(checked=expiry.checked, expired=len(expiry.expired), timestamp=timestamp)
 
@@ -70,7 +81,7 @@ async def sync_all_expiries(services: Services, actor: Caller) -> BulkExpiryView
 @users.post("/{user_oid:path}/sync-expiry")
 async def sync_expiry(services: Services, actor: Caller, user_oid: str) -> ExpiryView:
     """Set the user to `expired` if its last paid day is over."""
-    today = services.clock.now().astimezone(services.settings.budget_zone).date()
+    today = _payment_day(services, services.clock.now())
     spec = (await services.management.users.sync_expiry(actor, user_oid, today)).spec
     return ExpiryView(
         user_oid=spec.oid,
@@ -82,54 +93,68 @@ async def sync_expiry(services: Services, actor: Caller, user_oid: str) -> Expir
 
 
 @users.get("/{user_oid:path}")
-async def get_user(services: Services, user_oid: str) -> UserView:
-    return UserView.of(await services.management.users.get(user_oid))
+async def get_user(services: Services, user_oid: str, version: Versioned) -> UserView:
+    row = await services.management.users.get(user_oid)
+    version.tell(row.spec)
+    return UserView.of(row)
 
 
 @users.patch("/{user_oid:path}")
-async def patch_user(services: Services, actor: Caller, user_oid: str, body: UserPatch) -> UserView:
+async def patch_user(services: Services, actor: Caller, user_oid: str, body: UserPatch, version: Versioned) -> UserView:
     """Change what is named. To renew a payment, send a later date together with `"payment_status": "active"`."""
-    return UserView.of(await services.management.users.patch(actor, user_oid, body.changes()))
+    row = await services.management.users.patch(actor, user_oid, body.changes(), expected=version.expected)
+    version.tell(row.spec)
+    return UserView.of(row)
 
 
 @users.delete("/{user_oid:path}", status_code=204)
-async def delete_user(services: Services, actor: Caller, user_oid: str) -> None:
-    """Delete the user with all its keys. Its usage records stay."""
-    await services.management.users.delete(actor, user_oid)
+async def delete_user(services: Services, actor: Caller, user_oid: str, version: Versioned) -> None:
+    """Delete the user with all its keys. Its usage records stay, marked as of a deleted user."""
+    await services.management.users.delete(actor, user_oid, expected=version.expected)
+
+
+def _payment_day(services: AdminServices, now: datetime) -> date:
+    settings = services.settings
+    return payment_day(now, settings.budget_zone, settings.payment_grace_days)
 
 
 # ── Keys ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @keys.get("")
-async def list_keys(services: Services, query: Listing) -> PageView[KeyView]:
+async def list_keys(services: Services, query: KeyListing) -> PageView[KeyView]:
     page, now = await services.management.keys.page(query), services.clock.now()
     return PageView(items=[KeyView.of(row, now) for row in page.items], next_cursor=page.next_cursor)
 
 
 @keys.post("", status_code=201)
-async def create_key(services: Services, actor: Caller, body: KeyCreate) -> KeyCreated:
+async def create_key(services: Services, actor: Caller, body: KeyCreate, version: Versioned) -> KeyCreated:
     """Make a key. The answer holds its secret, once."""
     row, secret = await services.management.keys.create(actor, body.spec())
+    version.tell(row.spec)
     return KeyCreated.with_secret(row, secret, services.clock.now())
 
 
 @keys.get("/{key_id}")
-async def get_key(services: Services, key_id: str) -> KeyView:
-    return KeyView.of(await services.management.keys.get(key_id), services.clock.now())
+async def get_key(services: Services, key_id: str, version: Versioned) -> KeyView:
+    row = await services.management.keys.get(key_id)
+    version.tell(row.spec)
+    return KeyView.of(row, services.clock.now())
 
 
 @keys.patch("/{key_id}")
-async def patch_key(services: Services, actor: Caller, key_id: str, body: KeyPatch) -> KeyView:
+async def patch_key(services: Services, actor: Caller, key_id: str, body: KeyPatch, version: Versioned) -> KeyView:
+    """Change what is named; calls that were admitted finish on what they were admitted with."""
     require_budgets_only(actor, body.model_fields_set)
-    row = await services.management.keys.patch(actor, key_id, body.changes())
+    row = await services.management.keys.patch(actor, key_id, body.changes(), expected=version.expected)
+    version.tell(row.spec)
     return KeyView.of(row, services.clock.now())
 
 
 @keys.delete("/{key_id}", status_code=204)
-async def delete_key(services: Services, actor: Caller, key_id: str) -> None:
+async def delete_key(services: Services, actor: Caller, key_id: str, version: Versioned) -> None:
     """Delete the key. Its usage records stay."""
-    await services.management.keys.delete(actor, key_id)
+    await services.management.keys.delete(actor, key_id, expected=version.expected)
 
 
 @keys.post("/{key_id}/rotate")

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import Body
 
 from app.models.schemas import AppCreate, AppCreated, AppPatch, AppView, PageView, Rotate
-from app.routers.deps import Caller, Listing, Services, admin_router, require_budgets_only
+from app.routers.deps import Caller, Listing, Services, Versioned, admin_router, require_budgets_only
 
 router = admin_router("apps", "Apps")
 routers = (router,)
@@ -20,27 +20,33 @@ async def list_apps(services: Services, query: Listing) -> PageView[AppView]:
 
 
 @router.post("", status_code=201)
-async def create_app(services: Services, actor: Caller, body: AppCreate) -> AppCreated:
+async def create_app(services: Services, actor: Caller, body: AppCreate, version: Versioned) -> AppCreated:
     """Register an app. The answer holds its own secret, once."""
     row, secret = await services.management.apps.create(actor, body.spec())
+    version.tell(row.spec)
     return AppCreated.with_secret(row, secret)
 
 
 @router.get("/{app_id}")
-async def get_app(services: Services, app_id: str) -> AppView:
-    return AppView.of(await services.management.apps.get(app_id))
+async def get_app(services: Services, app_id: str, version: Versioned) -> AppView:
+    row = await services.management.apps.get(app_id)
+    version.tell(row.spec)
+    return AppView.of(row)
 
 
 @router.patch("/{app_id}")
-async def patch_app(services: Services, actor: Caller, app_id: str, body: AppPatch) -> AppView:
+async def patch_app(services: Services, actor: Caller, app_id: str, body: AppPatch, version: Versioned) -> AppView:
+    """Change what is named. An app that is set inactive is refused from the next call on."""
     require_budgets_only(actor, body.model_fields_set)
-    return AppView.of(await services.management.apps.patch(actor, app_id, body.changes()))
+    row = await services.management.apps.patch(actor, app_id, body.changes(), expected=version.expected)
+    version.tell(row.spec)
+    return AppView.of(row)
 
 
 @router.delete("/{app_id}", status_code=204)
-async def delete_app(services: Services, actor: Caller, app_id: str) -> None:
+async def delete_app(services: Services, actor: Caller, app_id: str, version: Versioned) -> None:
     """Delete the app. Its usage records stay."""
-    await services.management.apps.delete(actor, app_id)
+    await services.management.apps.delete(actor, app_id, expected=version.expected)
 
 
 @router.post("/{app_id}/rotate-secret")

@@ -7,11 +7,13 @@ parse a body first and only then ask who sent it.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine
-from datetime import timedelta
-from typing import Annotated, Any, Final, Protocol, cast
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Annotated, Any, Final, Literal, Protocol, cast
 
-from fastapi import APIRouter, Depends, Query, Request, Security
+from fastapi import APIRouter, Depends, Header, Query, Request, Security
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from starlette.requests import ClientDisconnect
@@ -21,6 +23,7 @@ from starlette.types import Message
 from app.clock import Clock
 from app.config import Settings
 from app.domain.access import Actor, Right
+from app.domain.identity import PaymentStatus
 from app.exceptions import (
     AmbiguousCredentials,
     Forbidden,
@@ -30,13 +33,16 @@ from app.exceptions import (
     RequestTimeout,
     UnsupportedMediaType,
 )
+from app.models.schemas import Moment
 from app.routers.rights import PREFIX, RIGHTS
 from app.services.admin_access import AdminAccess
 from app.services.admin_sessions import AdminSessions, Session
 from app.services.alerts import Alerts
 from app.services.call_content import CallContents
+from app.services.command import ANY_VERSION, Expected, version_of
 from app.services.endpoint_care import EndpointCare
 from app.services.management import Management
+from app.services.repeats import HEADER, Answer, Repeats
 from app.storage.management_ports import AuditEntry, AuditStore, ListQuery
 from app.storage.ports import ReportStore, UsageStore
 
@@ -66,6 +72,8 @@ class AdminServices(Protocol):
     @property
     def admin_sessions(self) -> AdminSessions: ...
     @property
+    def repeats(self) -> Repeats: ...
+    @property
     def reports(self) -> ReportStore: ...
     @property
     def usage(self) -> UsageStore: ...
@@ -91,7 +99,8 @@ class AdminRoute(APIRoute):
                     raise Forbidden
                 request.state.actor = actor
                 _require_readable(request)
-                response = await handle(await _with_body(request, services.settings.request_body_timeout_seconds))
+                request = await _with_body(request, services.settings.request_body_timeout_seconds)
+                response = await _once(services, actor, request, handle)
             except Forbidden:
                 await _audit_refusal(services, actor, f"{request.method} {request.url.path}"[:500])
                 raise
@@ -120,20 +129,123 @@ def actor_of(request: Request) -> Actor:
     return cast(Actor, request.state.actor)
 
 
+Page = Annotated[int, Query(ge=1, le=200)]
+Cursor = Annotated[str | None, Query(max_length=1_200, description="`next_cursor` of the page before.")]
+Search = Annotated[
+    str | None, Query(max_length=200, description="Looked for anywhere in names and ids.", examples=["ada"])
+]
+Status = Annotated[str | None, Query(max_length=50, examples=["active"])]
+Oid = Annotated[str | None, Query(max_length=200)]
+ModelName = Annotated[str | None, Query(max_length=200)]
+
+
 def list_query(
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(max_length=600)] = None,
-    search: Annotated[str | None, Query(max_length=200, description="Looked for anywhere in names and ids.")] = None,
-    status: Annotated[str | None, Query(max_length=50)] = None,
-    user_oid: Annotated[str | None, Query(max_length=200)] = None,
-    model: Annotated[str | None, Query(max_length=200)] = None,
+    limit: Page = 50,
+    cursor: Cursor = None,
+    search: Search = None,
+    status: Status = None,
+    user_oid: Oid = None,
+    model: ModelName = None,
 ) -> ListQuery:
     return ListQuery(limit, cursor, search, status, user_oid, model)
 
 
+def user_query(
+    limit: Page = 50,
+    cursor: Cursor = None,
+    search: Search = None,
+    status: Annotated[PaymentStatus | None, Query(description="The payment status.")] = None,
+    payment_status: Annotated[PaymentStatus | None, Query(description="The same.")] = None,
+    user_oid: Oid = None,
+    expires_before: Annotated[date | None, Query(description="Whose last paid day lies before this one.")] = None,
+    sort: Annotated[
+        str | None, Query(max_length=50, description="`created_at`, `user_oid` or `payment_valid_until`; `-` turns it.")
+    ] = None,
+) -> ListQuery:
+    return ListQuery(
+        limit,
+        cursor,
+        search,
+        status,
+        user_oid,
+        payment_status=payment_status,
+        paid_before=expires_before,
+        sort=sort,
+    )
+
+
+def key_query(
+    limit: Page = 50,
+    cursor: Cursor = None,
+    search: Search = None,
+    status: Annotated[Literal["active", "expired", "revoked"] | None, Query()] = None,
+    user_oid: Oid = None,
+    model: Annotated[str | None, Query(max_length=200, description="Named in `allowed_models`.")] = None,
+    payment_status: Annotated[PaymentStatus | None, Query(description="Of the owner.")] = None,
+    expires_before: Annotated[Moment | None, Query()] = None,
+    label: Annotated[
+        list[str] | None,
+        Query(
+            max_length=20, description="`name` or `name=value`; repeat for keys that have all.", examples=[["team=ops"]]
+        ),
+    ] = None,
+    sort: Annotated[
+        str | None,
+        Query(max_length=50, description="`created_at`, `name`, `expires_at` or `last_used_at`; `-` turns it."),
+    ] = None,
+) -> ListQuery:
+    return ListQuery(
+        limit,
+        cursor,
+        search,
+        status,
+        user_oid,
+        model,
+        payment_status,
+        ends_before=expires_before,
+        labels=tuple(_label(each) for each in label or ()),
+        sort=sort,
+    )
+
+
+def _label(text: str) -> tuple[str, str | None]:
+    name, equals, value = text.partition("=")
+    return name, value if equals else None
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """The version of the object a route speaks of: what `If-Match` asks for, and what `ETag` tells."""
+
+    expected: Expected
+    _response: Response
+
+    def tell(self, spec: object) -> None:
+        self._response.headers["etag"] = f'"{version_of(spec)}"'
+
+
+def version(
+    response: Response,
+    if_match: Annotated[
+        str | None, Header(max_length=2_000, description="The `ETag` that was read: refuse if it has changed since.")
+    ] = None,
+) -> Version:
+    if if_match is None:
+        return Version(ANY_VERSION, response)
+    tags = [tag.strip().removeprefix("W/") for tag in if_match.split(",")]
+    if not all(tag == "*" or _TAG.fullmatch(tag) for tag in tags):
+        raise InvalidRequest("'If-Match' holds entity tags, each in quotes, or *.", param="If-Match")
+    return Version(ANY_VERSION if "*" in tags else frozenset(tag.strip('"') for tag in tags), response)
+
+
+_TAG: Final = re.compile(r'"[!#-~]*"')
+
 Services = Annotated[AdminServices, Depends(services_of)]
 Caller = Annotated[Actor, Depends(actor_of)]
 Listing = Annotated[ListQuery, Depends(list_query)]
+UserListing = Annotated[ListQuery, Depends(user_query)]
+KeyListing = Annotated[ListQuery, Depends(key_query)]
+Versioned = Annotated[Version, Depends(version)]
 Force = Annotated[bool, Query(description="Also when something uses it.")]
 
 
@@ -141,6 +253,31 @@ def require_budgets_only(actor: Actor, named: set[str]) -> None:
     """Whoever may only bill may change an object's budgets and nothing else of it."""
     if not actor.may(Right.CONFIGURE) and not named <= {"budgets"}:
         raise Forbidden("This role may change nothing here but 'budgets'.")
+
+
+async def _once(
+    services: AdminServices, actor: Actor, request: Request, handle: Callable[[Request], Coroutine[Any, Any, Response]]
+) -> Response:
+    """The route's answer; that of the first time, where the same `Idempotency-Key` says that this is a repeat."""
+    keys = request.headers.getlist(HEADER)
+    if request.method != "POST" or not keys:
+        return await handle(request)
+    if len(keys) > 1:
+        raise InvalidRequest(f"The header '{HEADER}' was sent more than once.", param=HEADER)
+    answered: list[Response] = []
+
+    async def work() -> Answer:
+        response = await handle(request)
+        answered.append(response)
+        return Answer(response.status_code, bytes(response.body).decode())
+
+    url = request.url
+    asked = b"\n".join((url.path.encode(), url.query.encode(), await request.body()))
+    answer = await services.repeats.once(actor.name, keys[0], asked, work)
+    if not answer.is_repeat:
+        return answered[0]
+    headers = {"idempotency-replayed": "true"}
+    return Response(answer.body or None, answer.status, headers, media_type="application/json")
 
 
 async def _identified(request: Request, services: AdminServices) -> Actor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -13,12 +14,16 @@ import msgspec
 
 from app.clock import Clock
 from app.domain.access import Actor
-from app.exceptions import NotFound
+from app.exceptions import NotFound, VersionConflict
 from app.storage.management_ports import AuditEntry, ManagementReader, ManagementStore, ManagementTransaction
 from app.telemetry import logger
 
 Publish = Callable[[int, str, str], Awaitable[None]]
 """Tell the other processes: the revision, the kind of object (user, key, app, admin, catalog) and its id."""
+
+Expected = frozenset[str]
+"""The versions of an object that a change is meant for."""
+ANY_VERSION: Expected = frozenset({"*"})
 
 PUBLISH_TIMEOUT_S = 1.0
 """The change is committed already and every process polls once a second: waiting longer would gain nothing."""
@@ -39,6 +44,20 @@ class Command:
         await self.tx.append_audit(
             AuditEntry(self.now, self.actor, action, kind, object_id, snapshot(before), snapshot(after))
         )
+
+    async def audit_all(self, action: str, changes: Mapping[str, tuple[object, object]]) -> None:
+        """An audit row for each of many objects that one command changes: before and after by the object's id."""
+        kind = action.partition(".")[0]
+        entries = [
+            AuditEntry(self.now, self.actor, action, kind, object_id, snapshot(before), snapshot(after))
+            for object_id, (before, after) in changes.items()
+        ]
+        await self.tx.append_audit(*entries)
+
+    async def announce_all(self, kind: str, refs: Sequence[str]) -> None:
+        """Announce many objects by one message: whoever hears of it asks what has changed."""
+        if refs:
+            self.announced.append((await self.tx.raise_revisions(kind, refs), kind, refs[-1]))
 
     async def announce(self, kind: str, ref: str) -> None:
         self.announced.append((await self.tx.raise_revision(kind, ref), kind, ref))
@@ -75,6 +94,17 @@ class Commands:
 def snapshot(value: object) -> object:
     """A spec as plain JSON values, for the audit trail. Money stays an integer, in the unit that its name says."""
     return None if value is None else msgspec.to_builtins(value, str_keys=True)
+
+
+def version_of(spec: object) -> str:
+    """What an administrator has set, in 128 bits: the same as long as nobody has set anything else."""
+    return hashlib.sha256(msgspec.json.encode(spec, order="deterministic")).hexdigest()[:32]
+
+
+def require_version(spec: object, expected: Expected) -> None:
+    """Raises: VersionConflict when the object is no more what the caller has read."""
+    if expected != ANY_VERSION and version_of(spec) not in expected:
+        raise VersionConflict("It was changed since you have read it: read it again, then change it.")
 
 
 def missing(what: str, param: str) -> NotFound:

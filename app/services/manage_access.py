@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypedDict
@@ -12,12 +13,13 @@ from app.domain.identity import KeyStatus, LogContent, Overflow
 from app.domain.limits import Limit
 from app.exceptions import Conflict, Forbidden, InvalidRequest
 from app.services.api_key import ADMIN_TOKEN_PREFIX, APP_SECRET_PREFIX, NewKey, new_key
-from app.services.command import Commands, missing, new_id
+from app.services.command import ANY_VERSION, Commands, Expected, missing, new_id, require_version
 from app.services.manage_users import existing_user
 from app.services.management_rules import (
     checked_networks,
     require_app_id,
     require_budgets,
+    require_labels,
     require_limits,
     require_overflow,
     require_text,
@@ -54,6 +56,7 @@ class KeyChanges(TypedDict, total=False):
     limits: tuple[Limit, ...] | None
     budgets: tuple[Budget, ...]
     overflow: Overflow
+    labels: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +90,12 @@ class KeyCommands:
             await command.announce("key", row.id)
             return row, made.secret
 
-    async def patch(self, actor: Actor, key_id: str, changes: KeyChanges) -> KeyRow:
+    async def patch(
+        self, actor: Actor, key_id: str, changes: KeyChanges, *, expected: Expected = ANY_VERSION
+    ) -> KeyRow:
         async with self.commands.opened(actor) as command:
             row = await _existing_key(command.tx, key_id)
+            require_version(row.spec, expected)
             spec = await _checked_key(command.tx, replace(row.spec, **changes))
             await command.tx.update_key(key_id, spec, command.now)
             await command.audit("key.update", key_id, before=row.spec, after=spec)
@@ -127,10 +133,11 @@ class KeyCommands:
             await command.announce("key", key_id)
             return replace(row, key_prefix=made.prefix, last4=made.last4, updated_at=command.now), made.secret
 
-    async def delete(self, actor: Actor, key_id: str) -> None:
+    async def delete(self, actor: Actor, key_id: str, *, expected: Expected = ANY_VERSION) -> None:
         """Delete the key; its usage records stay."""
         async with self.commands.opened(actor) as command:
             row = await _existing_key(command.tx, key_id)
+            require_version(row.spec, expected)
             await command.tx.delete_key(key_id)
             await command.audit("key.delete", key_id, before=row.spec)
             await command.announce("key", key_id)
@@ -148,6 +155,7 @@ async def _checked_key(reader: ManagementReader, spec: KeySpec) -> KeySpec:
     require_texts(spec.allowed_models, "allowed_models")
     require_limits(spec.limits or ())
     require_budgets(spec.budgets)
+    require_labels(spec.labels)
     require_overflow(spec.overflow, await reader.model_names())
     return replace(spec, allowed_ips=checked_networks(spec.allowed_ips, "allowed_ips"))
 
@@ -207,9 +215,12 @@ class AppCommands:
             await command.announce("app", spec.app_id)
             return AppRow(spec, made.last4, command.now, command.now), made.secret
 
-    async def patch(self, actor: Actor, app_id: str, changes: AppChanges) -> AppRow:
+    async def patch(
+        self, actor: Actor, app_id: str, changes: AppChanges, *, expected: Expected = ANY_VERSION
+    ) -> AppRow:
         async with self.commands.opened(actor) as command:
             row = await _existing_app(command.tx, app_id)
+            require_version(row.spec, expected)
             spec = _checked_app(replace(row.spec, **changes))
             await command.tx.update_app(spec, command.now)
             await command.audit("app.update", app_id, before=row.spec, after=spec)
@@ -228,9 +239,10 @@ class AppCommands:
             await command.announce("app", app_id)
             return replace(row, secret_last4=made.last4), made.secret
 
-    async def delete(self, actor: Actor, app_id: str) -> None:
+    async def delete(self, actor: Actor, app_id: str, *, expected: Expected = ANY_VERSION) -> None:
         async with self.commands.opened(actor) as command:
             row = await _existing_app(command.tx, app_id)
+            require_version(row.spec, expected)
             await command.tx.delete_app(app_id)
             await command.audit("app.delete", app_id, before=row.spec)
             await command.announce("app", app_id)
@@ -289,9 +301,12 @@ class AdminCommands:
             await command.announce("admin", row.id)
             return row, made.secret
 
-    async def patch(self, actor: Actor, admin_id: str, changes: AdminChanges) -> AdminRow:
+    async def patch(
+        self, actor: Actor, admin_id: str, changes: AdminChanges, *, expected: Expected = ANY_VERSION
+    ) -> AdminRow:
         async with self.commands.opened(actor) as command:
             row = await _existing_admin(command.tx, admin_id)
+            require_version(row.spec, expected)
             spec = replace(row.spec, **changes)
             _require_rank(actor, row.spec.role, spec.role)
             if spec.name != row.spec.name:
@@ -334,9 +349,10 @@ class AdminCommands:
             await command.announce("admin", admin_id)
             return replace(row, last4=made.last4), made.secret
 
-    async def delete(self, actor: Actor, admin_id: str) -> None:
+    async def delete(self, actor: Actor, admin_id: str, *, expected: Expected = ANY_VERSION) -> None:
         async with self.commands.opened(actor) as command:
             row = await _existing_admin(command.tx, admin_id)
+            require_version(row.spec, expected)
             _require_rank(actor, row.spec.role)
             await self._require_not_last_owner(command.tx, row, command.now)
             await command.tx.delete_admin(admin_id)

@@ -27,6 +27,8 @@ MAX_LIST_LENGTH: Final = 1000
 MAX_LIMITS: Final = 20
 """Limits or budgets of one holder: each is counted at every call."""
 
+_LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}\Z")
+MAX_LABELS: Final = 20
 _EMAIL: Final = re.compile(r"[^@\s]{1,64}@[^@\s]{1,189}\Z")
 
 
@@ -132,6 +134,17 @@ def require_budgets(budgets: tuple[Budget, ...]) -> None:
             raise InvalidRequest(f"'{at}.soft_limit_usd' may not exceed the hard limit.", param=f"{at}.soft_limit_usd")
         if budget.period in periods[:index]:
             raise InvalidRequest(f"'{at}' repeats the period '{budget.period}'.", param=at)
+
+
+def require_labels(labels: Mapping[str, str]) -> None:
+    if len(labels) > MAX_LABELS:
+        raise InvalidRequest(f"'labels' has more than {MAX_LABELS} entries.", param="labels")
+    for name, value in labels.items():
+        if not _LABEL.match(name):
+            raise InvalidRequest(
+                "A label's name is 1 to 63 letters, digits, dots, dashes, underscores or slashes.", param="labels"
+            )
+        require_text(value, f"labels.{name}")
 
 
 def require_overflow(overflow: Overflow, known_models: Iterable[str]) -> None:

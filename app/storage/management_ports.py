@@ -7,7 +7,7 @@ committed together or not at all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
@@ -57,6 +57,7 @@ class KeySpec:
     """None: the defaults of the settings hold; empty: no limit."""
     budgets: tuple[Budget, ...] = ()
     overflow: Overflow = Overflow()
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +202,16 @@ class ListQuery:
     status: str | None = None
     user_oid: str | None = None
     model: str | None = None
+    payment_status: str | None = None
+    """Of users, and of the owners of keys."""
+    ends_before: datetime | None = None
+    """Of keys: which expire before this moment."""
+    paid_before: date | None = None
+    """Of users: whose last paid day lies before this one."""
+    labels: tuple[tuple[str, str | None], ...] = ()
+    """Of keys: all of these, with any value where there is None."""
+    sort: str | None = None
+    """What to put in order by, with a minus in front from the greatest on; None: the newest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,10 +310,10 @@ class AuditStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Expiry:
-    """What the daily comparison of paid dates with today found."""
+    """What the daily comparison of paid dates with today found. `expired` says of each user what its status was."""
 
     checked: int
-    expired: tuple[str, ...]
+    expired: Mapping[str, PaymentStatus]
 
 
 class UserTable(Protocol):
@@ -310,11 +321,13 @@ class UserTable(Protocol):
     async def users(self, query: ListQuery) -> Page[UserRow]: ...
     async def insert_user(self, spec: UserSpec, at: datetime) -> None: ...
     async def update_user(self, spec: UserSpec, at: datetime) -> None: ...
-    async def delete_user(self, oid: str) -> None: ...
+    async def delete_user(self, oid: str, at: datetime) -> None: ...
     async def keys_of_user(self, oid: str) -> int: ...
     async def expire_lapsed_users(self, today: date, at: datetime, *, limit: int) -> Expiry:
         """Set up to `limit` active and trial users whose last paid day lies before `today` to expired."""
         ...
+
+    async def user_count(self) -> int: ...
 
 
 class KeyTable(Protocol):
@@ -418,7 +431,11 @@ class ManagementTransaction(ManagementReader, Protocol):
         """Announce one changed object to every process; returns the new revision."""
         ...
 
-    async def append_audit(self, entry: AuditEntry) -> None: ...
+    async def raise_revisions(self, kind: str, refs: Sequence[str]) -> int:
+        """Announce many at once; returns the newest revision."""
+        ...
+
+    async def append_audit(self, *entries: AuditEntry) -> None: ...
 
 
 class ManagementStore(Protocol):
@@ -434,4 +451,29 @@ class ManagementStore(Protocol):
 class Sealer(Protocol):
     """Encrypts upstream credentials. What is sealed for one endpoint and host opens for no other."""
 
-    def seal(self, secret: str, *, endpoint_id: str, host: str) -> bytes: ...
+    def seal(self, secret: str, /, *, endpoint_id: str, host: str) -> bytes: ...
+
+    def open(self, sealed: bytes, /, *, endpoint_id: str, host: str) -> str:
+        """Raises: CannotUnseal."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Repeatable:
+    """A request that was sent before. `status` is None while it is worked on."""
+
+    request_digest: bytes
+    status: int | None
+    answer_sealed: bytes | None = field(repr=False)
+
+
+class RepeatStore(Protocol):
+    async def begin(
+        self, actor: str, key: str, request_digest: bytes, at: datetime, *, forgotten_before: datetime
+    ) -> Repeatable | None:
+        """Claim the key for this request; None when it was free, or its request is older than what is forgotten."""
+        ...
+
+    async def finish(self, actor: str, key: str, status: int, answer_sealed: bytes) -> None: ...
+    async def forget(self, actor: str, key: str) -> None: ...
+    async def forget_before(self, at: datetime) -> None: ...

@@ -44,12 +44,23 @@ async def lock(connection: AsyncConnection) -> None:
     )
 
 
-async def append(connection: AsyncConnection, entry: AuditEntry) -> None:
-    """Write the next row of the chain, in the caller's transaction, which must hold the lock of the revision's row."""
+async def append(connection: AsyncConnection, *entries: AuditEntry) -> None:
+    """Write the next rows of the chain, in the caller's transaction, which must hold the lock of the revision's row."""
     last = await _head(connection) or await _newest(connection) or Anchor(0, GENESIS)
-    previous_hash = last.hash
-    row: dict[str, object] = {
-        "id": last.id + 1,
+    row_id, previous_hash = last.id, last.hash
+    rows = []
+    for entry in entries:
+        row_id += 1
+        row = _row_of(entry, row_id)
+        rows.append({**row, "previous_hash": previous_hash, "hash": hash_of(row, previous_hash)})
+        previous_hash = rows[-1]["hash"]
+    if rows:
+        await connection.execute(insert(audit_log), rows)
+
+
+def _row_of(entry: AuditEntry, row_id: int) -> dict[str, Any]:
+    return {
+        "id": row_id,
         "at": entry.at,
         "actor": entry.actor.name,
         "role": "none" if entry.actor.name == NOBODY else entry.actor.role.value,
@@ -60,8 +71,6 @@ async def append(connection: AsyncConnection, entry: AuditEntry) -> None:
         "before": entry.before,
         "after": entry.after,
     }
-    chained = {"previous_hash": previous_hash, "hash": hash_of(row, previous_hash)}
-    await connection.execute(insert(audit_log).values(**row, **chained))
 
 
 async def _head(connection: AsyncConnection) -> Anchor | None:

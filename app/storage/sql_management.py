@@ -5,13 +5,30 @@ Models, endpoints and prices stand in `sql_management_catalog`, the audit trail 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, Row, Select, delete, func, insert, literal, null, or_, select, update
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    Row,
+    Select,
+    Text,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal,
+    null,
+    or_,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -20,19 +37,22 @@ from app.domain.access import Role
 from app.domain.identity import KeyStatus, LogContent, PaymentStatus
 from app.domain.limits import Scope
 from app.models.tables import (
+    KEY_WORDS,
+    USER_WORDS,
     admins,
     app_secrets,
     apps,
     config_changes,
     config_revision,
+    deleted_users,
     former_credentials,
     keys,
     usage_rollups,
     users,
 )
 from app.storage import sql_audit
-from app.storage.holders import found, held_columns, holds, put_limits
-from app.storage.keyset import after, page_of
+from app.storage.holders import found, held_columns, holds, put_limits, within
+from app.storage.keyset import NEVER, NO_DAY, Order, after, page_of, sorted_after, sorted_page_of
 from app.storage.management_ports import (
     AdminRow,
     AdminSpec,
@@ -92,15 +112,18 @@ class SqlUsers:
         return None if row is None else _user_row(row)
 
     async def users(self, query: ListQuery) -> Page[UserRow]:
-        statement = after(_users(), query.cursor, users.c.created_at, users.c.oid, query.limit)
+        statement = sorted_after(_users(), query, _USER_ORDERS, users.c.oid)
         if query.search:
-            statement = statement.where(found(query.search, users.c.oid, users.c.email, users.c.name))
-        if query.status:
-            statement = statement.where(users.c.payment_status == query.status)
+            await _plan_for_these_words(self.connection)
+            statement = statement.where(within(USER_WORDS, query.search))
+        for status in filter(None, (query.status, query.payment_status)):
+            statement = statement.where(users.c.payment_status == status)
+        if query.paid_before:
+            statement = statement.where(users.c.payment_valid_until < query.paid_before)
         if query.user_oid:
             statement = statement.where(users.c.oid == query.user_oid)
         rows = [_user_row(row) for row in await self.connection.execute(statement)]
-        return page_of(rows, query.limit, lambda row: (row.created_at, row.spec.oid))
+        return sorted_page_of(rows, query, _USER_ORDERS, lambda row: row.spec.oid)
 
     async def insert_user(self, spec: UserSpec, at: datetime) -> None:
         await self.connection.execute(insert(users).values(**_user_values(spec), created_at=at, updated_at=at))
@@ -111,28 +134,52 @@ class SqlUsers:
         await self.connection.execute(statement)
         await put_limits(self.connection, Scope.USER, spec.oid, (spec.limits, spec.budgets))
 
-    async def delete_user(self, oid: str) -> None:
+    async def delete_user(self, oid: str, at: datetime) -> None:
         await self.connection.execute(delete(users).where(users.c.oid == oid))
+        gone = upsert(deleted_users).values(oid=oid, deleted_at=at)
+        again = gone.on_conflict_do_update(index_elements=["oid"], set_={"deleted_at": at})
+        await self.connection.execute(again)
 
     async def keys_of_user(self, oid: str) -> int:
         statement = select(func.count()).select_from(keys).where(keys.c.user_oid == oid)
         return (await self.connection.execute(statement)).scalar_one()
 
     async def expire_lapsed_users(self, today: date, at: datetime, *, limit: int) -> Expiry:
-        checked = (await self.connection.execute(select(func.count()).select_from(users))).scalar_one()
         lapsed = (
-            select(users.c.oid)
+            select(users.c.oid, users.c.payment_status)
             .where(users.c.payment_status.in_(["active", "trial"]), users.c.payment_valid_until < today)
             .order_by(users.c.payment_valid_until)
             .limit(limit)
+            .with_for_update()
+            .cte("lapsed")
         )
         statement = (
             update(users)
-            .where(users.c.oid.in_(lapsed.scalar_subquery()))
+            .where(users.c.oid == lapsed.c.oid)
             .values(payment_status="expired", updated_at=at)
-            .returning(users.c.oid)
+            .returning(users.c.oid, lapsed.c.payment_status)
         )
-        return Expiry(checked, tuple(sorted((await self.connection.execute(statement)).scalars())))
+        rows = sorted((await self.connection.execute(statement)).all())
+        return Expiry(await self.user_count(), {row.oid: PaymentStatus(row.payment_status) for row in rows})
+
+    async def user_count(self) -> int:
+        return (await self.connection.execute(select(func.count()).select_from(users))).scalar_one()
+
+
+_USER_ORDERS: dict[str, Order[UserRow]] = {
+    "created_at": Order(users.c.created_at, lambda row: row.created_at, datetime),
+    "user_oid": Order(users.c.oid, lambda row: row.spec.oid, str),
+    "payment_valid_until": Order(
+        func.coalesce(users.c.payment_valid_until, literal(NO_DAY)),
+        lambda row: row.spec.payment_valid_until or NO_DAY,
+        date,
+    ),
+}
+
+
+async def _plan_for_these_words(connection: AsyncConnection) -> None:
+    """Whether an index serves a search hangs on its words, so a plan for any words would read the whole table."""
+    await connection.execute(text("SET LOCAL plan_cache_mode = force_custom_plan"))
 
 
 def _users() -> Select[Any]:
@@ -172,18 +219,28 @@ class SqlKeys:
         return None if row is None else _key_row(row)
 
     async def keys(self, query: ListQuery, now: datetime) -> Page[KeyRow]:
-        statement = after(_keys(), query.cursor, keys.c.created_at, keys.c.id, query.limit)
-        if query.search:
-            names = (keys.c.name, keys.c.user_oid, keys.c.key_prefix, keys.c.last4)
-            statement = statement.where(found(query.search, *names))
+        statement = sorted_after(_keys(), query, _KEY_ORDERS, keys.c.id)
+        if query.search and is_uuid(query.search):
+            statement = statement.where(keys.c.id == query.search)
+        elif query.search:
+            await _plan_for_these_words(self.connection)
+            statement = statement.where(within(KEY_WORDS, query.search))
         if query.status:
             statement = statement.where(_has_status(query.status, now))
         if query.user_oid:
             statement = statement.where(keys.c.user_oid == query.user_oid)
         if query.model:
             statement = statement.where(holds(keys.c.allowed_models, query.model))
+        if query.ends_before:
+            statement = statement.where(keys.c.expires_at < query.ends_before)
+        if query.payment_status:
+            owners = select(users.c.oid).where(users.c.payment_status == query.payment_status)
+            statement = statement.where(keys.c.user_oid.in_(owners))
+        for name, value in query.labels:
+            has = keys.c.labels.has_key(name) if value is None else keys.c.labels.contains({name: value})
+            statement = statement.where(has)
         rows = [_key_row(row) for row in await self.connection.execute(statement)]
-        return page_of(rows, query.limit, lambda row: (row.created_at, row.id))
+        return sorted_page_of(rows, query, _KEY_ORDERS, lambda row: row.id)
 
     async def insert_key(self, key_id: str, spec: KeySpec, credential: Credential, at: datetime) -> None:
         values = {**_key_values(spec), **_credential_values(credential), "id": key_id}
@@ -232,6 +289,17 @@ class SqlKeys:
         return UsageSums(key_id, **{name: int(row._mapping[name]) for name in _SUMMED})
 
 
+_KEY_ORDERS: dict[str, Order[KeyRow]] = {
+    "created_at": Order(keys.c.created_at, lambda row: row.created_at, datetime),
+    "name": Order(keys.c.name, lambda row: row.spec.name, str),
+    "expires_at": Order(
+        func.coalesce(keys.c.expires_at, literal(NEVER)), lambda row: row.spec.expires_at or NEVER, datetime
+    ),
+    "last_used_at": Order(
+        func.coalesce(keys.c.last_used_at, literal(NEVER)), lambda row: row.last_used_at or NEVER, datetime
+    ),
+}
+
 _SUMMED = ("requests", "errors", "prompt_tokens", "completion_tokens", "cost_nanousd")
 
 
@@ -261,6 +329,7 @@ def _key_values(spec: KeySpec) -> dict[str, object]:
         "log_content": spec.log_content.value if spec.log_content else null(),
         "has_own_limits": spec.limits is not None,
         "overflow": overflow_value(spec.overflow),
+        "labels": dict(spec.labels),
     }
 
 
@@ -279,6 +348,7 @@ def _key_row(row: Row[Any]) -> KeyRow:
         limits=limits_from_json(row.limits) if row.has_own_limits else None,
         budgets=budgets_from_json(row.budgets),
         overflow=overflow_of(row.overflow),
+        labels=row.labels,
     )
     return KeyRow(
         id=row.id,
@@ -439,6 +509,19 @@ def _admin_row(row: Row[Any]) -> AdminRow:
     return AdminRow(row.id, spec, row.last4, row.revoked_at, row.created_at)
 
 
+_raise_many = text(
+    """
+    WITH raised AS (UPDATE config_revision SET revision = revision + :count WHERE id = 1 RETURNING revision),
+         told AS (
+             INSERT INTO config_changes (revision, kind, ref)
+             SELECT raised.revision - :count + changed.place, :kind, changed.ref
+             FROM raised, unnest(:refs) WITH ORDINALITY AS changed (ref, place)
+         )
+    SELECT revision FROM raised
+    """
+).bindparams(bindparam("refs", type_=ARRAY(Text)), bindparam("count", type_=BigInteger), bindparam("kind", type_=Text))
+
+
 class SqlTransaction(SqlUsers, SqlKeys, SqlApps, SqlAdmins, SqlModels, SqlEndpoints):
     """`ManagementTransaction` on one connection."""
 
@@ -460,5 +543,10 @@ class SqlTransaction(SqlUsers, SqlKeys, SqlApps, SqlAdmins, SqlModels, SqlEndpoi
         await self.connection.execute(insert(config_changes).values(revision=new, kind=kind, ref=ref))
         return new
 
-    async def append_audit(self, entry: AuditEntry) -> None:
-        await sql_audit.append(self.connection, entry)
+    async def raise_revisions(self, kind: str, refs: Sequence[str]) -> int:
+        """One statement, however many: their revisions follow each other in the order of the refs."""
+        raised = await self.connection.execute(_raise_many, {"kind": kind, "refs": list(refs), "count": len(refs)})
+        return cast(int, raised.scalar_one())
+
+    async def append_audit(self, *entries: AuditEntry) -> None:
+        await sql_audit.append(self.connection, *entries)
