@@ -36,6 +36,7 @@ from app.exceptions import CallerError, DependencyUnavailable, SettingsError
 from app.exposition import siblings_of
 from app.middleware.admin_session import AdminSessionMiddleware
 from app.middleware.gateway import GatewayMiddleware
+from app.providers.anthropic import AnthropicProvider
 from app.providers.base import Provider
 from app.providers.demo import DemoProvider
 from app.providers.litellm import LiteLLMProvider
@@ -203,7 +204,7 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
     providers: dict[ProviderKind, Provider] = {
         ProviderKind.OPENAI: OpenAIRelay(transport),
         ProviderKind.LITELLM: litellm,
-        ProviderKind.ANTHROPIC: litellm,  # translates; the Messages protocol itself is passed on natively once it has a dialect
+        ProviderKind.ANTHROPIC: AnthropicProvider(transport, litellm),
         ProviderKind.DEMO: DemoProvider(clock=clock),
     }
     webhook = webhook_of(settings, transport, clock)

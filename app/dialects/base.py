@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from app.domain.call import Call
+from app.domain.catalog import ProviderKind
 from app.domain.pricing import Usage
 from app.exceptions import GatewayError
 
@@ -98,12 +99,26 @@ class Dialect(Protocol):
     name: str
     upstream_path: str
     """Appended to an endpoint's `api_base`."""
+    passes_headers: tuple[bytes, ...]
+    """Of the caller's headers those that belong to the protocol and go to an upstream that speaks it."""
 
     def read(self, body: bytes) -> Call:
         """Read and check a caller's request body.
 
         Raises: InvalidJson, InvalidRequest, MissingParameter, ParamNotAllowed (never a decoder's own exception).
         """
+        ...
+
+    def towards(self, provider: ProviderKind, call: Call) -> tuple[Dialect, Call]:
+        """Dialect and call as an endpoint of this kind understands them: themselves where it speaks the protocol, otherwise the call
+        retold in one that it speaks, with a dialect that tells the answer back.
+
+        Raises: InvalidRequest for what the other protocol has no words for.
+        """
+        ...
+
+    def ends_stream(self, chunk: bytes) -> bool:
+        """Whether a piece of a stream, as handed on, ends it."""
         ...
 
     def upstream_body(self, call: Call, *, upstream_model: str, max_tokens: int | None) -> bytes:

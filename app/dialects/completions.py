@@ -28,10 +28,11 @@ from app.dialects.openai_answer import WholeAnswer, read_whole
 from app.dialects.openai_errors import error_body, raise_if_error, read_problem
 from app.dialects.openai_names import Name
 from app.dialects.openai_request import Choices, Penalty, Stops, StreamOptions, TokenCap, asking_for_usage, cap_names
-from app.dialects.openai_stream import MAX_KEPT_BYTES, OpenAIStream, framed
+from app.dialects.openai_stream import DONE, MAX_KEPT_BYTES, OpenAIStream, framed
 from app.dialects.openai_usage import read_usage
 from app.dialects.sse import MAX_EVENT_BYTES
 from app.domain.call import Call
+from app.domain.catalog import ProviderKind
 from app.domain.pricing import Usage
 from app.exceptions import GatewayError, InvalidRequest, MissingParameter
 
@@ -101,6 +102,7 @@ class Completions:
 
     name = "completions"
     upstream_path = "/completions"
+    passes_headers: tuple[bytes, ...] = ()
 
     def read(self, body: bytes) -> Call:
         """Raises: InvalidJson, InvalidRequest, MissingParameter, ParamNotAllowed."""
@@ -127,6 +129,12 @@ class Completions:
             fields=members,
             inputs=prompts.number,
         )
+
+    def towards(self, provider: ProviderKind, call: Call) -> tuple[Completions, Call]:
+        return self, call
+
+    def ends_stream(self, chunk: bytes) -> bool:
+        return chunk.endswith(DONE)
 
     def upstream_body(self, call: Call, *, upstream_model: str, max_tokens: int | None) -> bytes:
         changes: dict[str, object] = {}

@@ -22,6 +22,7 @@ from app.dialects.openai_answer import WholeAnswer, read_whole
 from app.dialects.openai_errors import error_body, raise_if_error, read_problem
 from app.dialects.openai_usage import read_input_usage
 from app.domain.call import Call
+from app.domain.catalog import ProviderKind
 from app.exceptions import GatewayError, InvalidRequest, MissingParameter
 
 
@@ -42,6 +43,7 @@ class Embeddings:
 
     name = "embeddings"
     upstream_path = "/embeddings"
+    passes_headers: tuple[bytes, ...] = ()
 
     def read(self, body: bytes) -> Call:
         """Raises: InvalidJson, InvalidRequest, MissingParameter, ParamNotAllowed."""
@@ -68,6 +70,12 @@ class Embeddings:
             fields=members,
             inputs=inputs.number,
         )
+
+    def towards(self, provider: ProviderKind, call: Call) -> tuple[Embeddings, Call]:
+        return self, call
+
+    def ends_stream(self, chunk: bytes) -> bool:
+        return False  # there are none
 
     def upstream_body(self, call: Call, *, upstream_model: str, max_tokens: int | None) -> bytes:
         return call.body if upstream_model == call.model else encode({**call.fields, "model": upstream_model})

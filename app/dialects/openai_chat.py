@@ -16,8 +16,10 @@ from app.dialects.openai_chat_answer import events_of, read_completion
 from app.dialects.openai_chat_stream import ChatStream, texts_of
 from app.dialects.openai_errors import error_body, read_problem
 from app.dialects.openai_request import Choices, Penalty, Stops, StreamOptions, TokenCap, asking_for_usage, cap_names
+from app.dialects.openai_stream import DONE
 from app.dialects.pictures import size_in
 from app.domain.call import Call
+from app.domain.catalog import ProviderKind
 from app.domain.media import NO_MEDIA, Media, Picture
 from app.exceptions import GatewayError, MissingParameter
 
@@ -49,6 +51,8 @@ class _Request(Struct):
     functions: Annotated[list[Raw], Meta(max_length=512)] | None = None
 
 
+CHAT_PATH = "/chat/completions"
+"""What an upstream is asked for a call of this dialect, and for those of others that are told in it."""
 _TYPED = frozenset(_Request.__struct_fields__)
 _READ_BY_MODEL = ("messages", "tools", "functions", "response_format")
 _request = msgspec.json.Decoder(_Request)
@@ -82,7 +86,8 @@ class OpenAIChat:
     """`POST /v1/chat/completions`."""
 
     name = "chat"
-    upstream_path = "/chat/completions"
+    upstream_path = CHAT_PATH
+    passes_headers: tuple[bytes, ...] = ()
 
     def read(self, body: bytes) -> Call:
         """Raises: InvalidJson, InvalidRequest, MissingParameter, ParamNotAllowed."""
@@ -110,6 +115,12 @@ class OpenAIChat:
             fields=members,
             media=found.media,
         )
+
+    def towards(self, provider: ProviderKind, call: Call) -> tuple[OpenAIChat, Call]:
+        return self, call
+
+    def ends_stream(self, chunk: bytes) -> bool:
+        return chunk.endswith(DONE)
 
     def upstream_body(self, call: Call, *, upstream_model: str, max_tokens: int | None) -> bytes:
         changes: dict[str, object] = {}

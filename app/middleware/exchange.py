@@ -38,6 +38,8 @@ MAX_APP_HEADER_BYTES = 1024
 """No secret, app's id or user's id is as long as that."""
 PART_BYTES = 256 * 1024
 """Of a large answer, handed to the server at once."""
+MAX_PASSED_CHARS = 1024
+"""Of a header that goes on to an upstream; Anthropic's list of beta features is the longest."""
 MAX_LENGTH_DIGITS = 18
 """No body is a million terabytes long, and Python refuses to read numbers of thousands of digits."""
 
@@ -150,6 +152,17 @@ class Exchange:
         if not keys:
             raise InvalidApiKey
         return keys.pop().decode("latin-1")
+
+    def passed(self, names: tuple[bytes, ...]) -> tuple[tuple[str, str], ...]:
+        """Of the request's headers those of these names, each once, its values joined as HTTP allows."""
+        found: dict[str, str] = {}
+        for name, value in self._scope["headers"]:
+            if name in names:
+                text = value.decode("latin-1")
+                if not text.isascii() or not text.isprintable() or len(text) > MAX_PASSED_CHARS:
+                    raise InvalidRequest(f"The header '{name.decode()}' cannot be passed on.")
+                found[name.decode()] = f"{found[name.decode()]},{text}" if name.decode() in found else text
+        return tuple(found.items())
 
     async def read_body(self, *, max_bytes: int, timeout_s: float) -> bytes:
         """The whole JSON body. Raises: UnsupportedMediaType, PayloadTooLarge, RequestTimeout, InvalidRequest."""

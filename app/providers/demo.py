@@ -15,6 +15,7 @@ import msgspec
 
 from app.clock import Clock, SystemClock
 from app.dialects.base import Dialect, StreamReader
+from app.dialects.openai_chat import CHAT_PATH
 from app.domain.call import Call, Meter, Quality
 from app.domain.catalog import Endpoint
 from app.exceptions import AttemptFailed, FailureKind, InvalidRequest
@@ -66,7 +67,7 @@ class DemoProvider:
         deadline_s: float,
     ) -> AsyncIterator[Answer]:
         """Raises: AttemptFailed for any other dialect than chat, and past the deadline."""
-        if dialect.name != "chat":
+        if dialect.upstream_path != CHAT_PATH:
             raise _unservable(dialect.name)
         words = _words_for(call)
         cap = min((each for each in (max_tokens, call.max_tokens) if each is not None), default=len(words))
@@ -149,8 +150,8 @@ class _Completion:
 
 
 def _whole(completion: _Completion, dialect: Dialect, meter: Meter) -> Answer:
-    body = completion.body()
-    facts = dialect.read_answer(body)
+    facts = dialect.read_answer(completion.body())
+    body = facts.mended or completion.body()
     meter.first_token_ms = since_ms(meter.started_s)
     meter.usage, meter.quality, meter.finish_reason = facts.usage, Quality.EXACT, facts.finish_reason
     meter.delivered_tokens = facts.usage.completion_tokens if facts.usage else 0

@@ -34,6 +34,7 @@ import msgspec
 from app.clock import Clock, SystemClock
 from app.config import export_settings, withdraw_from_environment
 from app.dialects.base import BadAnswer, Dialect, StreamReader, UpstreamProblem, UpstreamSaidError
+from app.dialects.openai_chat import CHAT_PATH
 from app.dialects.openai_usage import read_usage
 from app.domain.call import Call, Meter, Quality
 from app.domain.catalog import Endpoint, ProviderKind
@@ -158,7 +159,7 @@ class LiteLLMProvider:
     ) -> AsyncIterator[Answer]:
         """Raises: AttemptFailed. See `app.providers.base.Provider.opened`."""
         endpoint = _as_litellm_names_it(endpoint)
-        if dialect.name != "chat":
+        if dialect.upstream_path != CHAT_PATH:
             raise _unservable(
                 f"The model is served by a provider that answers chat completions only, not '{dialect.name}'."
             )
@@ -320,6 +321,7 @@ class _Attempt:
         self.meter.finish_reason = facts.finish_reason
         self.meter.delivered_tokens = -(-facts.output_bytes // _BYTES_PER_TOKEN)
         self.meter.first_token_ms = since_ms(self.meter.started_s)
+        body = facts.mended or body
         keep_answer(self.meter, body)
         self.exchange.is_over = True
         return Answer("application/json", body)

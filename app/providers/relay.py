@@ -12,6 +12,7 @@ One attempt, in order:
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from time import monotonic
 from types import TracebackType
 from typing import Protocol, runtime_checkable
@@ -19,6 +20,7 @@ from typing import Protocol, runtime_checkable
 from app.dialects.base import BadAnswer, Dialect, StreamReader, UpstreamSaidError
 from app.domain.call import Call, Meter, Quality
 from app.domain.catalog import Endpoint
+from app.domain.pricing import Usage
 from app.exceptions import AttemptFailed
 from app.providers import failures
 from app.providers.addresses import address_of
@@ -51,6 +53,13 @@ class MakesStreams(Protocol):
     def as_stream(self, body: bytes) -> bytes: ...
 
 
+@runtime_checkable
+class KnowsItsPrompt(Protocol):
+    """A reader whose upstream says at the beginning of a stream what the prompt was."""
+
+    def usage_so_far(self) -> Usage | None: ...
+
+
 class OpenAIRelay:
     """`Provider` for every upstream that speaks the caller's dialect itself."""
 
@@ -67,28 +76,38 @@ class OpenAIRelay:
         max_tokens: int | None,
         deadline_s: float,
     ) -> RelayAttempt:
-        timeouts = endpoint.timeouts
         address = address_of(endpoint, dialect.upstream_path)
-        outgoing = Outgoing(
-            method="POST",
-            url=address.url,
-            deadlines=Deadlines(
-                connect_s=timeouts.connect_s,
-                first_byte_s=timeouts.first_byte_s(is_stream=call.is_stream),
-                between_bytes_s=timeouts.between_tokens_s,
-                total_at_s=min(deadline_s, monotonic() + timeouts.total_s),
-            ),
-            headers={
-                "Content-Type": _JSON,
-                "Accept": _SSE if call.is_stream else _JSON,
-                **address.credential(endpoint.credential),
-            },
-            body=dialect.upstream_body(call, upstream_model=endpoint.upstream_model, max_tokens=max_tokens),
-        )
+        credential = address.credential(endpoint.credential)
+        outgoing = outgoing_to(address.url, credential, call, endpoint, dialect, max_tokens, deadline_s)
         return RelayAttempt(self._transport.opened(outgoing), call, dialect, meter, outgoing.deadlines)
 
     async def close(self) -> None:
         """The transport is shared; who made it closes it."""
+
+
+def outgoing_to(
+    url: str,
+    headers: Mapping[str, str],
+    call: Call,
+    endpoint: Endpoint,
+    dialect: Dialect,
+    max_tokens: int | None,
+    deadline_s: float,
+) -> Outgoing:
+    """The request of one attempt: the dialect's body, the endpoint's deadlines, and no headers but ours."""
+    timeouts = endpoint.timeouts
+    return Outgoing(
+        method="POST",
+        url=url,
+        deadlines=Deadlines(
+            connect_s=timeouts.connect_s,
+            first_byte_s=timeouts.first_byte_s(is_stream=call.is_stream),
+            between_bytes_s=timeouts.between_tokens_s,
+            total_at_s=min(deadline_s, monotonic() + timeouts.total_s),
+        ),
+        headers={"Content-Type": _JSON, "Accept": _SSE if call.is_stream else _JSON, **headers},
+        body=dialect.upstream_body(call, upstream_model=endpoint.upstream_model, max_tokens=max_tokens),
+    )
 
 
 class RelayAttempt:
@@ -314,6 +333,8 @@ def _note(reader: StreamReader, meter: Meter) -> None:
     meter.usage = reader.usage
     if not reader.is_complete:
         meter.quality = Quality.PARTIAL
+        if reader.usage is None and isinstance(reader, KnowsItsPrompt):
+            meter.usage = reader.usage_so_far()
     else:
         meter.quality = Quality.EXACT if reader.usage is not None else Quality.ESTIMATED
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 
 import msgspec
 
@@ -12,8 +13,10 @@ from app.dialects.base import Dialect
 from app.dialects.completions import Completions
 from app.dialects.embeddings import Embeddings
 from app.dialects.envelope import with_model
+from app.dialects.messages import Messages
 from app.dialects.openai_chat import OpenAIChat
 from app.dialects.openai_errors import error_body
+from app.dialects.responses import Responses
 from app.domain.call import Call, Meter
 from app.domain.catalog import Model
 from app.domain.identity import Identity
@@ -31,8 +34,10 @@ RECORD_WAIT_S = 2.0
 """A record reaches the ledger some 100 ms after its call; whoever asks sooner is made to wait rather than told "not found"."""
 RECORD_POLL_S = 0.05
 
-DIALECTS: tuple[Dialect, ...] = (OpenAIChat(), Completions(), Embeddings())
-OF_DEPLOYMENTS: Mapping[str, Dialect] = {dialect.upstream_path: dialect for dialect in DIALECTS}
+MESSAGES = Messages()
+OF_AZURE: tuple[Dialect, ...] = (OpenAIChat(), Completions(), Embeddings())
+DIALECTS: tuple[Dialect, ...] = (*OF_AZURE, Responses(), MESSAGES)
+OF_DEPLOYMENTS: Mapping[str, Dialect] = {dialect.upstream_path: dialect for dialect in OF_AZURE}
 """What Azure's clients may ask of a deployment, by the end of the path."""
 
 _encode = msgspec.json.Encoder().encode
@@ -50,6 +55,7 @@ class DataPlane:
         return {
             **calls,
             **{f"/openai/v1{path}": route for path, route in calls.items()},
+            "/messages/count_tokens": Route({"POST": self.count_tokens}, MESSAGES.error_body),
             "/me": Route({"GET": self.me, "HEAD": self.me}, errors),
             "/models": Route({"GET": self.models, "HEAD": self.models}, errors),
             "/": Route({"GET": self.root, "HEAD": self.root}, errors),
@@ -79,6 +85,14 @@ class DataPlane:
             if exchange.argument == path:
                 break
         raise NotFound(f"There is no such operation: {exchange.path[:200]}")
+
+    async def count_tokens(self, exchange: Exchange) -> None:
+        """How many tokens a request of Messages would send: counted here, so it costs nothing and asks no upstream."""
+        identity = await self._identify(exchange)
+        call = MESSAGES.read_to_count(await self._body(exchange))
+        model = self._container.catalog.current.model_for(identity, call.model)
+        tokens = await self._container.chat.estimation.prompt_tokens(call, model)
+        await exchange.send(200, JSON, _encode({"input_tokens": tokens}))
 
     async def models(self, exchange: Exchange) -> None:
         identity = await self._identify(exchange)
@@ -114,16 +128,23 @@ class DataPlane:
 
     async def _call(self, exchange: Exchange, dialect: Dialect, *, model: str | None = None) -> None:
         """One call: who, what, then `services/chat.py`. `model`, where given, stands in the body's place."""
-        container, settings = self._container, self._container.settings
+        container = self._container
         started_s = container.clock.monotonic()
         identity = await self._identify(exchange)
-        body = await exchange.read_body(
-            max_bytes=settings.max_request_bytes, timeout_s=settings.request_body_timeout_seconds
-        )
+        body = await self._body(exchange)
         if model is not None:
             body = with_model(body, model)
-        meter = _meter(exchange, identity, dialect.read(body), started_s)
+        call = dialect.read(body)
+        if dialect.passes_headers:
+            call = replace(call, headers=exchange.passed(dialect.passes_headers))
+        meter = _meter(exchange, identity, call, started_s)
         await CallResponse(container.chat, dialect, container.catalog.current, meter).send(exchange)
+
+    async def _body(self, exchange: Exchange) -> bytes:
+        settings = self._container.settings
+        return await exchange.read_body(
+            max_bytes=settings.max_request_bytes, timeout_s=settings.request_body_timeout_seconds
+        )
 
     async def _identify(self, exchange: Exchange) -> Identity:
         exchange.read_headers()

@@ -41,6 +41,7 @@ class _Call:
     example: Json
     chunk: str | None = None
     parameters: list[Json] = field(default_factory=list)
+    error: str = "GatewayError"
 
 
 _DEPLOYMENT = in_path("model", "The model's name or one of its aliases, as Azure's clients name a deployment.")
@@ -56,6 +57,23 @@ _CALLS = (
     _Call(
         "/v1/embeddings", "createEmbedding", "Turn texts into vectors", f"OpenAI's embeddings. {_REST}",
         "EmbeddingRequest", "EmbeddingList", {"model": "demo", "input": ["one text", "another"]},
+    ),
+    _Call(
+        "/v1/responses", "createResponse", "Ask a model, as OpenAI's newer clients do",
+        "OpenAI's Responses, told to the endpoint in chat completions. No answers are kept: `previous_response_id`, `conversation`, "
+        "`prompt` and `background` are refused, and tools that run on OpenAI's servers are left out.",
+        "ResponseRequest", "Response", {"model": "demo", "input": "Hello"}, "ResponseEvent",
+    ),
+    _Call(
+        "/v1/messages", "createMessage", "Ask a model, as Anthropic's clients do",
+        "Anthropic's Messages: passed on as it is to endpoints of provider `anthropic`, told in chat completions to all others. Errors "
+        "have Anthropic's shape.",
+        "MessageRequest", "Message", {"max_tokens": 256, **_HELLO}, "MessageEvent", error="MessageError",
+    ),
+    _Call(
+        "/v1/messages/count_tokens", "countMessageTokens", "Count what a message would send",
+        "Counted by the gateway, with the vocabulary that fits the model best; free of charge.",
+        "MessageCountRequest", "MessageTokens", _HELLO, error="MessageError",
     ),
     _Call(
         "/openai/deployments/{model}/chat/completions", "createDeploymentChatCompletion", "Ask a model, as Azure's clients do",
@@ -89,6 +107,15 @@ def call_schemas() -> Json:
         "Completion": _completion(),
         "EmbeddingRequest": _embedding_request(),
         "EmbeddingList": _embedding_list(),
+        "ResponseRequest": _response_request(),
+        "Response": _response(),
+        "ResponseEvent": object_of({"type": {"type": "string", "examples": ["response.output_text.delta"]}}, "type"),
+        "MessageRequest": _message_request(),
+        "Message": _message(),
+        "MessageEvent": object_of({"type": {"type": "string", "examples": ["content_block_delta"]}}, "type"),
+        "MessageError": _message_error(),
+        "MessageCountRequest": _message_count_request(),
+        "MessageTokens": object_of({"input_tokens": integer()}, "input_tokens"),
         "DeploymentRequest": object_of({"stream": {"type": "boolean", "default": False}}),
     }
 
@@ -116,7 +143,10 @@ def _described(call: _Call) -> Json:
             "required": True,
             "content": {"application/json": {"schema": schema(call.request), "example": call.example}},
         },
-        "responses": {"200": answer, **refused("400", "401", "402", "403", "404", "429", "502", "503", "504")},
+        "responses": {
+            "200": answer,
+            **refused("400", "401", "402", "403", "404", "429", "502", "503", "504", shape=call.error),
+        },
     }
 
 
@@ -128,6 +158,75 @@ def _chat_message() -> Json:
     }
     roles = ["system", "developer", "user", "assistant", "tool", "function"]
     return object_of({"role": {"type": "string", "enum": roles}, "content": content}, "role")
+
+
+def _response_request() -> Json:
+    properties = {
+        "model": {"type": "string", "description": "A name from `GET /v1/models`."},
+        "input": {"description": "Text, or a list of items.", "type": ["string", "array"], "items": {}},
+        "instructions": {"type": ["string", "null"]},
+        "stream": {"type": "boolean", "default": False},
+        "max_output_tokens": {"type": ["integer", "null"], "minimum": 1},
+        "tools": list_of({"type": "object"}),
+        "tool_choice": {"type": ["string", "object"]},
+        "reasoning": {"type": ["object", "null"]},
+        "text": {"type": "object"},
+    }
+    return object_of(properties, "model", "input")
+
+
+def _response() -> Json:
+    properties = {
+        "id": {"type": "string"},
+        "object": {"const": "response"},
+        "status": {"type": "string", "enum": ["completed", "incomplete", "in_progress"]},
+        "model": {"type": ["string", "null"]},
+        "output": list_of({"type": "object"}),
+        "usage": {"type": ["object", "null"]},
+    }
+    return object_of(properties, "id", "object", "status", "output")
+
+
+def _message_count_request() -> Json:
+    properties = {
+        "model": {"type": "string", "description": "A name from `GET /v1/models`."},
+        "messages": {**list_of(schema("ChatMessage")), "minItems": 1},
+        "system": {"type": ["string", "array"], "items": {}},
+        "tools": list_of({"type": "object"}),
+    }
+    return object_of(properties, "model", "messages")
+
+
+def _message_request() -> Json:
+    request = _message_count_request()
+    request["properties"] |= {
+        "max_tokens": {"type": "integer", "minimum": 1},
+        "stream": {"type": "boolean", "default": False},
+        "stop_sequences": list_of({"type": "string"}),
+        "tool_choice": {"type": "object"},
+        "thinking": {"type": "object"},
+    }
+    request["required"] = ["model", "messages", "max_tokens"]
+    return request
+
+
+def _message_error() -> Json:
+    said = {"type": {"type": "string"}, "message": {"type": "string"}, "code": {"type": "string"}}
+    inner = object_of({**said, "param": {"type": ["string", "null"]}}, "type", "message")
+    return object_of({"type": {"const": "error"}, "error": inner, "request_id": {"type": "string"}}, "type", "error")
+
+
+def _message() -> Json:
+    properties = {
+        "id": {"type": "string"},
+        "type": {"const": "message"},
+        "role": {"const": "assistant"},
+        "model": {"type": ["string", "null"]},
+        "content": list_of({"type": "object"}),
+        "stop_reason": {"type": ["string", "null"]},
+        "usage": {"type": "object"},
+    }
+    return object_of(properties, "id", "type", "role", "content", "usage")
 
 
 def _chat_completion_request() -> Json:

@@ -31,13 +31,13 @@ def answered(description: str, name: str) -> Json:
     }
 
 
-def refused(*statuses: str) -> Json:
+def refused(*statuses: str, shape: str = "GatewayError") -> Json:
     def refusal(status: str, description: str) -> Json:
         names = ("x-request-id", "retry-after") if status in ("429", "503") else ("x-request-id",)
         return {
             "description": description,
             "headers": {name: ref("headers", name) for name in names},
-            "content": {"application/json": {"schema": schema("GatewayError")}},
+            "content": {"application/json": {"schema": schema(shape)}},
         }
 
     return {status: refusal(status, description) for status, description in REFUSALS if status in statuses}

@@ -29,7 +29,6 @@ from app.services.running import RunningCalls
 KEEP_ALIVE_S = 15.0
 """An idle stream is given a comment this often, well under the minute after which most proxies cut a silent connection."""
 KEEP_ALIVE = b": keep-alive\n\n"
-DONE = b"data: [DONE]\n\n"
 
 STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -97,7 +96,7 @@ class CallResponse:
         return last
 
     async def _passed_on(self, exchange: Exchange, chunk: bytes) -> bytes:
-        if chunk.endswith(DONE):
+        if self._dialect.ends_stream(chunk):
             return chunk
         if chunk:
             await exchange.send_part(chunk)

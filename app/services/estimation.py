@@ -95,6 +95,10 @@ class Estimation:
             return fallback
         raise error
 
+    async def prompt_tokens(self, call: Call, model: Model) -> int:
+        """The prompt alone, counted as well as it can be. Raises: ContextLengthExceeded when it surely does not fit its model."""
+        return (await self.refined(context_validation.estimate(call, model), call, model)).prompt_tokens
+
     async def refined(self, estimate: Estimate, call: Call, model: Model) -> Estimate:
         """The estimate with the prompt counted; as it was, where it is counted already or cannot be.
 

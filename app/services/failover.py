@@ -226,9 +226,10 @@ class Failover:
 
     def _exchange(self, dialect: Dialect, endpoint: Endpoint, meter: Meter) -> Exchange:
         provider = self._providers[endpoint.provider]
+        dialect, call = dialect.towards(endpoint.provider, meter.call)
         deadline_s = meter.started_s + endpoint.timeouts.total_s
         return provider.opened(
-            meter.call, endpoint, dialect, meter, max_tokens=meter.capped_max_tokens, deadline_s=deadline_s
+            call, endpoint, dialect, meter, max_tokens=meter.capped_max_tokens, deadline_s=deadline_s
         )
 
     def _begin(self, endpoint: Endpoint, meter: Meter) -> Attempt:

@@ -130,9 +130,14 @@ class House:
 
 
 def error_of(answer: RawResponse) -> Json:
+    """The error, which is in OpenAI's shape, or on the paths of Anthropic's protocol in Anthropic's."""
     body = cast(Json, answer.json())
-    assert set(body) == {"error"}, body
     error = cast(Json, body["error"])
+    if body.get("type") == "error":
+        assert set(body) == {"type", "error", "request_id"}, body
+        error = {**error, "request_id": body["request_id"]}
+    else:
+        assert set(body) == {"error"}, body
     assert set(error) == {"message", "type", "param", "code", "request_id"}
     assert error["request_id"] == answer.header("x-request-id") == answer.header("request-id")
     return error

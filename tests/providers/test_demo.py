@@ -191,6 +191,7 @@ async def test_a_stream_ends_at_the_deadline() -> None:
 async def test_other_dialects_are_refused_without_blaming_the_endpoint() -> None:
     class Embeddings(OpenAIChat):
         name = "embeddings"
+        upstream_path = "/embeddings"
 
     call = a_call()
     with pytest.raises(AttemptFailed) as caught:

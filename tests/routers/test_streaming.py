@@ -11,13 +11,14 @@ from starlette.types import Message
 
 from app.dialects.base import Dialect
 from app.dialects.openai_chat import OpenAIChat
+from app.dialects.openai_stream import DONE
 from app.domain.call import Meter
 from app.domain.catalog import EMPTY, Catalog
 from app.exceptions import AttemptFailed, FailureKind, InternalError, ModelNotFound, UpstreamTruncated
 from app.middleware.exchange import Exchange
 from app.providers.base import Answer
 from app.routers import streaming
-from app.routers.streaming import DONE, KEEP_ALIVE, CallResponse, ClientLeft, watched
+from app.routers.streaming import KEEP_ALIVE, CallResponse, ClientLeft, watched
 from app.services.chat import Chat
 from app.services.running import RunningCalls
 from tests.calls import a_meter

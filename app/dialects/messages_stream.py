@@ -1,0 +1,150 @@
+"""A stream of chat completions, told as the events of Anthropic's Messages.
+
+    message_start
+    content_block_start · content_block_delta … · content_block_stop      for the thinking, the text and each call of a tool
+    message_delta (why it ended, and the usage) · message_stop
+
+The chat dialect judges the stream; this only tells what it lets through. The usage comes last in a chat stream, behind the finish
+reason, so that the closing events wait for the end.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import msgspec
+
+from app.dialects.chat_retold import event, payloads_of
+from app.dialects.messages_answer import message_id, stop_reason, usage_told
+from app.dialects.openai_chat_stream import ChatStream
+from app.domain.pricing import Usage
+
+MESSAGE_STOP = event("message_stop", {})
+
+_chunk = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class MessagesStream(ChatStream):
+    """Judges like a chat stream of one choice that shows its usage; hands on Anthropic's events."""
+
+    __slots__ = ("_block", "_blocks", "_has_started", "_tools")
+
+    def __init__(self) -> None:
+        super().__init__(choices=1, shows_usage=True)
+        self._has_started = False
+        self._blocks = 0
+        """How many blocks were begun."""
+        self._block: str | None = None
+        """What the open block holds: thinking, text, or a tool's index in the chat stream."""
+        self._tools: dict[str, int] = {}
+        """Which block a tool's arguments go to."""
+
+    def feed(self, data: bytes) -> bytes:
+        return self._told(super().feed(data))
+
+    def end(self) -> bytes:
+        return self._told(super().end())
+
+    def cut(self, delivered_tokens: int, prompt_tokens: int) -> bytes:
+        if self.usage is None:
+            self.usage = Usage(prompt_tokens, delivered_tokens)
+            told = self._told(super().cut(delivered_tokens, prompt_tokens))
+            self.usage = None
+            return told
+        return self._told(super().cut(delivered_tokens, prompt_tokens))
+
+    def _told(self, passed: bytes) -> bytes:
+        if not passed:
+            return b""
+        events: list[bytes] = []
+        for payload in payloads_of(passed):
+            if payload == b"[DONE]":
+                events += self._ending()
+            else:
+                chunk = _chunk(payload)
+                if chunk.get("choices"):
+                    self._tell(chunk, events)
+        return b"".join(events)
+
+    def _tell(self, chunk: dict[str, Any], events: list[bytes]) -> None:
+        if not self._has_started:
+            self._has_started = True
+            events.append(_started(chunk))
+        for choice in chunk["choices"]:
+            if choice.get("index"):
+                continue  # another choice than the first: nobody asked for one
+            delta = choice.get("delta") or {}
+            if thought := _text(delta.get("reasoning_content")) or _text(delta.get("reasoning")):
+                self._open("thinking", {"type": "thinking", "thinking": "", "signature": ""}, events)
+                self._delta({"type": "thinking_delta", "thinking": thought}, events)
+            if text := _text(delta.get("content")) or _text(delta.get("refusal")):
+                self._open("text", {"type": "text", "text": ""}, events)
+                self._delta({"type": "text_delta", "text": text}, events)
+            for call in delta.get("tool_calls") or ():
+                self._tell_tool(call, events)
+            if isinstance(older := delta.get("function_call"), dict):
+                self._tell_tool({"index": 0, "function": older}, events)
+
+    def _tell_tool(self, call: dict[str, Any], events: list[bytes]) -> None:
+        function = call.get("function") or {}
+        name = f"tool {call.get('index') or 0}"
+        if name not in self._tools:
+            begun: dict[str, object] = {
+                "type": "tool_use",
+                "id": call.get("id") or f"toolu_{uuid.uuid4().hex[:24]}",
+                "name": function.get("name") or "",
+                "input": {},
+            }
+            self._open(name, begun, events)
+            self._tools[name] = self._blocks - 1
+        if arguments := function.get("arguments"):
+            said = {"type": "input_json_delta", "partial_json": arguments}
+            events.append(event("content_block_delta", {"index": self._tools[name], "delta": said}))
+
+    def _open(self, what: str, block: dict[str, object], events: list[bytes]) -> None:
+        if self._block == what:
+            return
+        self._close(events)
+        events.append(event("content_block_start", {"index": self._blocks, "content_block": block}))
+        self._block = what
+        self._blocks += 1
+
+    def _delta(self, delta: dict[str, object], events: list[bytes]) -> None:
+        events.append(event("content_block_delta", {"index": self._blocks - 1, "delta": delta}))
+
+    def _close(self, events: list[bytes]) -> None:
+        if self._block is not None:
+            events.append(event("content_block_stop", {"index": self._blocks - 1}))
+            self._block = None
+
+    def _ending(self) -> list[bytes]:
+        events: list[bytes] = []
+        if not self._has_started:
+            events.append(_started({}))
+        if not self._blocks:
+            self._open("text", {"type": "text", "text": ""}, events)
+        has_tools = (self._block or "").startswith("tool ")
+        self._close(events)
+        usage = usage_told(self.usage or Usage(0, self.delivered_tokens))
+        ended = {"stop_reason": stop_reason(self.finish_reason, has_tools=has_tools), "stop_sequence": None}
+        return [*events, event("message_delta", {"delta": ended, "usage": usage}), MESSAGE_STOP]
+
+
+def _started(chunk: dict[str, Any]) -> bytes:
+    """The usage of the prompt is not known yet; the closing event tells it."""
+    message: dict[str, object] = {
+        "id": message_id(chunk.get("id")),
+        "type": "message",
+        "role": "assistant",
+        "model": chunk.get("model"),
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": usage_told(Usage()),
+    }
+    return event("message_start", {"message": message})
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
