@@ -34,6 +34,7 @@ from app.domain.money import usd_to_nano
 from app.domain.retry_budget import RetryBudget
 from app.exceptions import CallerError, DependencyUnavailable, SettingsError
 from app.exposition import siblings_of
+from app.garbage import seldom_collected
 from app.middleware.admin_session import AdminSessionMiddleware
 from app.middleware.gateway import GatewayMiddleware
 from app.providers.anthropic import AnthropicProvider
@@ -111,6 +112,8 @@ START_WAIT_S = 3.0
 """How long a start waits for its stores before it goes on, alive and not ready, and heals by itself once they are there.
 
 Until then nobody listens on the port, so it is well below the patience of any liveness probe."""
+GATHERED_S = 0.1
+"""How long records gather before the drainer comes again. A transaction costs as much for one record as for fifty."""
 FLUSH_WAIT_S = 5.0
 """How long a stop goes on moving records to SQL. What is left is durable in the stream and moved by the next process."""
 
@@ -368,7 +371,8 @@ async def running(process: Process) -> AsyncIterator[None]:
             ]
             try:
                 await until_loaded(container)
-                yield
+                with seldom_collected():
+                    yield
             finally:
                 container.health.is_draining = True
                 await flush(container)
@@ -402,7 +406,7 @@ def chores(process: Process) -> list[Chore]:
         Chore("vitals", lambda: take_vitals(lambda: is_alive(process.engine), usage_log.depth), every_s=VITALS_EVERY_S),
         Chore("refusals", usage_log.send_unsent, every_s=0.5),
         # These write to tables, which exist once the configuration was loaded from them.
-        Chore("drainer", usage_log.drain_once, is_elected=True, after=loaded),
+        Chore("drainer", lambda: usage_log.drain(GATHERED_S), is_elected=True, after=loaded),
         Chore("endpoint-news", process.events.send),
         Chore("endpoint-ears", lambda: process.events.listen(container.endpoint_care.heard)),
         Chore("endpoint-events", process.events.write, after=loaded),
