@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, tzinfo
 from enum import StrEnum
+from functools import lru_cache
 from typing import assert_never
 
 from app.domain.limits import Scope
@@ -107,9 +108,13 @@ class BudgetState:
 
 def period_at(kind: PeriodKind, now: datetime, zone: tzinfo) -> Period:
     """The period that `now` falls into. Weeks begin on Monday (ISO 8601)."""
-    if kind is PeriodKind.TOTAL:
-        return Period("total", None, None)
-    first = now.astimezone(zone).date()
+    return _period_from(kind, now.astimezone(zone).date(), zone)
+
+
+@lru_cache(maxsize=256)
+def _period_from(kind: PeriodKind, day: date, zone: tzinfo) -> Period:
+    """Of a day. Asked for every budget of every call, and again for its record, always about the same few days."""
+    first = day
     match kind:
         case PeriodKind.DAILY:
             after = first + timedelta(days=1)
@@ -119,6 +124,8 @@ def period_at(kind: PeriodKind, now: datetime, zone: tzinfo) -> Period:
         case PeriodKind.MONTHLY:
             first = first.replace(day=1)
             after = (first + timedelta(days=32)).replace(day=1)
+        case PeriodKind.TOTAL:
+            return Period("total", None, None)
         case _:
             assert_never(kind)
     return Period(f"{kind}:{first.isoformat()}", _midnight(first, zone), _midnight(after, zone))

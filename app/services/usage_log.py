@@ -131,6 +131,15 @@ class UsageLog:
 
     # ── Chores ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    async def drain(self, gathered_s: float) -> None:
+        """Move a batch, and unless it was full, leave the next one time to grow.
+
+        Without the pause every record of a quiet hour was a transaction of its own: at 100 calls a second the drainer took four
+        times the CPU of the calls, and they waited for it.
+        """
+        if await self.drain_once() < BATCH:
+            await self._clock.sleep(gathered_s)
+
     async def drain_once(self, *, wait_s: float = 1.0) -> int:
         """Move one batch from the sink to the ledger. Returns how many records it held."""
         batch = await self._sink.pending(limit=BATCH, wait_s=wait_s)
