@@ -43,7 +43,8 @@ from app.exceptions import AttemptFailed, FailureKind, InvalidRequest, UpstreamE
 from app.providers import failures
 from app.providers.base import Answer
 from app.providers.relay import keep_answer, since_ms
-from app.providers.transport import NO_HOSTS, REASONS, AddressBlocked, AddressPolicy, ExchangeFailed, Transport
+from app.providers.session import REASONS, GuardedSession
+from app.providers.transport import NO_HOSTS, AddressBlocked, AddressPolicy, ExchangeFailed
 
 _SWITCHES: Final = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # prices come from the package's file, not from GitHub at every start
@@ -118,7 +119,7 @@ class LiteLLMProvider:
         tls_by_host: Mapping[str, ssl.SSLContext] = NO_HOSTS,
     ) -> None:
         self._clock = clock or SystemClock()
-        self._transport = Transport(policy, tls_by_host=tls_by_host)
+        self._guarded = GuardedSession(policy, tls_by_host=tls_by_host)
         """Its own, not the one that relays: LiteLLM's requests are watched by hooks that those do without."""
         self._sdk: Any = None
         self._importer = ThreadPoolExecutor(1, thread_name_prefix="litellm-import")
@@ -141,7 +142,7 @@ class LiteLLMProvider:
             self._importing = None
             raise
         if self._sdk is None:
-            session = self._transport.session()
+            session = self._guarded.session()
             session.trace_configs.append(_hooks())
             _lend(session, sdk)
             self._sdk = sdk
@@ -185,7 +186,7 @@ class LiteLLMProvider:
         """Close every connection. An import that is still running is waited for, since nothing can stop it."""
         if self._sdk is not None:
             _lend(None, self._sdk)
-        await self._transport.close()
+        await self._guarded.close()
         await asyncio.to_thread(self._importer.shutdown)
 
     # ── Arguments ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -199,7 +200,7 @@ class LiteLLMProvider:
             fields[_cap_name(fields, known)] = max_tokens
         _require_no_address(fields["messages"])
         if endpoint.api_base:
-            self._transport.url(endpoint.api_base)  # an address written into it would pass by the resolver's guard
+            self._guarded.checked(endpoint.api_base)  # an address written into it would pass by the resolver's guard
         arguments = {name: value for name, value in fields.items() if _is_wanted(name, value, known)}
         if call.is_stream:
             arguments |= {"stream": True, "stream_options": {"include_usage": True}}
@@ -212,7 +213,7 @@ class LiteLLMProvider:
             "num_retries": 0,
             "max_retries": 0,
             "drop_params": False,
-            "shared_session": self._transport.session(),
+            "shared_session": self._guarded.session(),
             # With tools among the arguments it would import its MCP gateway, which is not installed and not wanted.
             "_skip_mcp_handler": True,
         }

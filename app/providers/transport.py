@@ -1,7 +1,8 @@
 """The one outgoing HTTP client of the process: pooled connections, deadlines that can be told apart, caps, and the egress guard.
 
-aiohttp stands behind `Transport` and is named nowhere else. What it would do by itself and must not: follow redirects, keep
-cookies, read proxies or `.netrc` from the environment, decompress, retry.
+A client of our own over `app.providers.http1`, because relaying is what this product is for: aiohttp's session, connector, request and
+response cost a call more CPU than everything else that touches it (see docs/performance.md and ADR 14). What it does not do, a relay must
+not do: follow redirects, keep cookies, read proxies or `.netrc` from the environment, decompress, retry.
 
 One exchange:
 1. `opened` checks an IP literal, takes a pooled connection or dials an address that the policy allowed for this very host.
@@ -11,55 +12,55 @@ One exchange:
 4. Leaving before the end of the body closes the socket at once; after it the connection goes back to the pool.
 
 One timer watches an exchange. A wait sets when it must be over; the timer, when it fires too early, only sets itself again, so
-that a stream of a thousand chunks does not cost a thousand timers.
+that a stream of a thousand chunks does not cost a thousand timers. It fails the future that is waited for: nobody is cancelled, so a
+cancellation is always somebody else's and passes on as it is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import select
+import re
 import socket
 import ssl
+from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from time import monotonic
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
+from urllib.parse import quote, urlsplit
 
-import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
-from yarl import URL
+import aiohappyeyeballs
 
 from app.domain.egress import Address
-
-if TYPE_CHECKING:
-    from aiohttp.client import ClientTimeout
-    from aiohttp.client_proto import ResponseHandler
-    from aiohttp.client_reqrep import ClientRequest
-    from aiohttp.connector import AddrInfoType, Connection
-    from aiohttp.tracing import Trace
+from app.providers.http1 import BadHttp, Connection
 
 MAX_BODY_BYTES = 64 << 20
-_BUFFER_BYTES = 32 << 10
 _KERNEL_BUFFER_BYTES = 128 << 10
-"""aiohttp stops reading from a socket when twice its limit waits unread; the last read may bring what the kernel held. Together
-that stays below 256 KiB per exchange. Left to itself the kernel would take in megabytes for a caller who does not read; the
-price is that one answer comes at no more than this per round trip to the upstream."""
-_IDLE_CONNECTION_S = 20.0
+"""A connection stops reading when 64 KiB wait unread; the last read may bring what the kernel held. Together that stays below
+256 KiB per exchange. Left to itself the kernel would take in megabytes for a caller who does not read; the price is that one answer
+comes at no more than this per round trip to the upstream."""
+IDLE_CONNECTION_S = 20.0
 """Below every common server's own keep-alive, so that it is rarely the upstream who closes first."""
-_DNS_TTL_S = 30
+DNS_TTL_S = 30
 _DNS_THREADS = 4
-_MAX_URLS = 4096
-_USER_AGENT = "antigravity-llm-gateway"
-
+_MAX_KNOWN = 4096
+"""URLs and host names remembered."""
+_NEXT_ADDRESS_S = 0.25
+"""A host with several addresses: how long one may be silent before the next is tried beside it (RFC 8305)."""
+USER_AGENT = "antigravity-llm-gateway"
+_HOST = re.compile(r"[A-Za-z0-9._~:%-]+")
+_PATH_SAFE = "/%:@!$&'()*+,;=~-._"
 
 NO_HOSTS: Mapping[str, ssl.SSLContext] = MappingProxyType({})
+
+AddressInfo = tuple[int, int, int, str, tuple[Any, ...]]
+"""As `getaddrinfo` gives it."""
 
 
 class AddressPolicy(Protocol):
@@ -104,7 +105,19 @@ class ExchangeFailed(Exception):
 
 
 class AddressBlocked(Exception):
-    """The policy allows none of a host's addresses. No OSError, so that aiohttp passes it on as it is."""
+    """The policy allows none of a host's addresses. No OSError, so that nobody takes it for an unreachable one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A URL, taken apart once. `origin` is whom a pooled connection belongs to."""
+
+    origin: tuple[str, str, int]
+    is_tls: bool
+    host: str
+    port: int
+    head: str
+    """Of every request to it: the path, HTTP's version, and the headers that are always the same."""
 
 
 class Transport:
@@ -129,9 +142,10 @@ class Transport:
         self._tls = tls
         self._tls_by_host = tls_by_host
         self.max_body_bytes = max_body_bytes
-        self._session: aiohttp.ClientSession | None = None
-        self._resolver: _GuardedResolver | None = None
-        self._urls: dict[str, URL] = {}
+        self._resolver = GuardedResolver(policy)
+        self._targets: dict[str, Target] = {}
+        self._idle: defaultdict[tuple[str, str, int], list[Connection]] = defaultdict(list)
+        self._sweep: asyncio.TimerHandle | None = None
 
     def opened(self, request: Outgoing) -> Exchange:
         """An async context: entering sends the request and waits for the answer's head.
@@ -141,124 +155,150 @@ class Transport:
         return Exchange(self, request)
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-        if self._resolver is not None:
-            await self._resolver.close()
+        if self._sweep is not None:
+            self._sweep.cancel()
+        for connection in [each for idle in self._idle.values() for each in idle]:
+            connection.abort()
+        self._idle.clear()
+        self._resolver.close()
 
-    def session(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._resolver = _GuardedResolver(self._policy)
-            self._session = aiohttp.ClientSession(
-                connector=_Connector(
-                    tls_by_host=self._tls_by_host,
-                    ssl=self._tls or _system_tls(),
-                    socket_factory=_bounded_socket,
-                    resolver=self._resolver,
-                    ttl_dns_cache=_DNS_TTL_S,
-                    limit=0,  # what may be in flight is decided per endpoint, before it comes here
-                    keepalive_timeout=_IDLE_CONNECTION_S,
-                ),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers={"User-Agent": _USER_AGENT, "Accept-Encoding": "identity"},
-                timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None),
-                auto_decompress=False,
-                trust_env=False,
-                read_bufsize=_BUFFER_BYTES,
-                raise_for_status=False,
-            )
-        return self._session
+    def target(self, url: str) -> Target:
+        """Raises: ExchangeFailed."""
+        target = self._targets.get(url)
+        if target is None:
+            target = target_of(url, self._policy)
+            if len(self._targets) >= _MAX_KNOWN:
+                self._targets.clear()
+            self._targets[url] = target
+        return target
 
-    def url(self, text: str) -> URL:
-        """Parse a URL, once per endpoint, and check an address that is written into it: no resolver will see that.
+    def pooled(self, target: Target) -> Connection | None:
+        """The connection last given back that still stands."""
+        idle = self._idle.get(target.origin)
+        while idle:
+            connection = idle.pop()
+            if not connection.is_stale():
+                return connection
+            connection.abort()
+        return None
 
-        Raises: ExchangeFailed.
-        """
-        url = self._urls.get(text)
-        if url is None:
-            url = self._checked(text)
-            if len(self._urls) >= _MAX_URLS:
-                self._urls.clear()
-            self._urls[text] = url
-        return url
+    def give_back(self, target: Target, connection: Connection) -> None:
+        """Keep it for the next exchange, or close it at once if its answer was not read to the end."""
+        if not (connection.is_complete and connection.is_reusable):
+            connection.abort()
+            return
+        connection.idle_since_s = monotonic()
+        self._idle[target.origin].append(connection)
+        if self._sweep is None:
+            self._sweep = asyncio.get_running_loop().call_later(IDLE_CONNECTION_S, self._close_idle)
 
-    def _checked(self, text: str) -> URL:
+    def _close_idle(self) -> None:
+        """Close what nobody has needed for long; come again while any are left."""
+        self._sweep = None
+        now = monotonic()
+        for origin, idle in list(self._idle.items()):
+            kept = []
+            for connection in idle:
+                if connection.is_reusable and connection.idle_since_s + IDLE_CONNECTION_S > now:
+                    kept.append(connection)
+                else:
+                    connection.abort()
+            if kept:
+                self._idle[origin] = kept
+            else:
+                del self._idle[origin]
+        if self._idle:
+            oldest_s = min(idle[0].idle_since_s for idle in self._idle.values())
+            wait_s = max(0.1, oldest_s + IDLE_CONNECTION_S - now)
+            self._sweep = asyncio.get_running_loop().call_later(wait_s, self._close_idle)
+
+    async def dialled(self, target: Target) -> Connection:
+        """A new connection, to one of the addresses that the policy allows. Raises: OSError, AddressBlocked."""
+        loop = asyncio.get_running_loop()
+        addresses = await self._resolver.addresses(target.host, target.port)
+        sock = await aiohappyeyeballs.start_connection(
+            addresses,
+            happy_eyeballs_delay=_NEXT_ADDRESS_S,
+            interleave=1,
+            socket_factory=lambda address: bounded_socket(*address[:3]),
+        )
         try:
-            url = URL(text)
-        except ValueError:
-            raise ExchangeFailed("bad_url", is_sent=False) from None
-        if url.scheme not in ("http", "https") or not url.host or url.user is not None or url.password is not None:
-            raise ExchangeFailed("bad_url", is_sent=False)
-        try:
-            literal = ip_address(url.host.partition("%")[0])
-        except ValueError:
-            return url
-        if not self._policy.allows_address(url.host, literal):
-            raise ExchangeFailed("endpoint_blocked", is_sent=False, is_blocked=True)
-        return url
+            tls = self._tls_for(target) if target.is_tls else None
+            name = target.host.rstrip(".") if target.is_tls else None
+            _, connection = await loop.create_connection(Connection, sock=sock, ssl=tls, server_hostname=name)
+        except BaseException:
+            sock.close()
+            raise
+        return connection
 
-
-def _system_tls() -> ssl.SSLContext:
-    """Trust in the system's authorities. By their compiled-in paths: `SSL_CERT_FILE` in the environment is not our setting."""
-    paths = ssl.get_default_verify_paths()
-    cafile = paths.openssl_cafile if os.path.isfile(paths.openssl_cafile) else None
-    capath = paths.openssl_capath if os.path.isdir(paths.openssl_capath) else None
-    return ssl.create_default_context(cafile=cafile, capath=capath)
-
-
-def tls_trusting(authorities: Path) -> ssl.SSLContext:
-    """Trust in the authorities of a PEM file and in no others. Raises: OSError, for a file that holds none as well."""
-    return ssl.create_default_context(cafile=authorities)
+    def _tls_for(self, target: Target) -> ssl.SSLContext:
+        own = self._tls_by_host.get(target.host)
+        if own is not None:
+            return own
+        if self._tls is None:
+            self._tls = system_tls()
+        return self._tls
 
 
 class Exchange:
     """One request and its answer. Use as an async context; `status` and `headers` are there once it is entered."""
 
-    __slots__ = ("_connection", "_request", "_response", "_transport", "_watch", "is_fresh", "is_sent")
+    __slots__ = (
+        "_connection",
+        "_due_s",
+        "_loop",
+        "_reason",
+        "_request",
+        "_target",
+        "_timer",
+        "_timer_at_s",
+        "_transport",
+        "_waiter",
+        "is_fresh",
+        "is_sent",
+    )
 
     def __init__(self, transport: Transport, request: Outgoing) -> None:
         self._transport = transport
         self._request = request
-        self._response: aiohttp.ClientResponse | None = None
-        self._connection: asyncio.Transport | None = None
-        self._watch = _Watch(request.deadlines.total_at_s)
+        self._target: Target | None = None
+        self._connection: Connection | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at_s = self._due_s = 0.0
+        self._reason = ""
         self.is_fresh = False
         """Its connection was dialled for it, not taken from the pool."""
         self.is_sent = False
 
     async def __aenter__(self) -> Exchange:
         request = self._request
-        url = self._transport.url(request.url)
-        session = self._transport.session()
-        token = _EXCHANGE.set(self)
-        self._watch.wait(request.deadlines.connect_s, "connect_timeout")
+        self._target = target = self._transport.target(request.url)
+        head = _head(request, target)
+        self._loop = asyncio.get_running_loop()
         try:
-            self._response = await session.request(
-                request.method, url, data=request.body or None, headers=request.headers, allow_redirects=False
-            )
-        except (asyncio.CancelledError, aiohttp.ClientError, OSError, AddressBlocked) as fault:
-            self._fail(fault)
-        finally:
-            _EXCHANGE.reset(token)
-            self._watch.pause()
-            if self._response is None:
-                self._abort()
-        if self._response.headers.get("Content-Encoding", "identity").lower() not in ("identity", ""):
-            # We asked for identity. Unpacking what came anyway would hand the size of the answer to the upstream.
+            connection = self._connection = self._transport.pooled(target) or await self._dialled(target)
+            self.is_sent = True
+            connection.begin(head, request.body)
+            if not connection.has_head and connection.fault is None:
+                await self._something(request.deadlines.first_byte_s, "first_token_timeout")
+            if not connection.has_head:
+                self._fail(connection.fault or ConnectionResetError("no answer"))
+            if connection.headers.get("content-encoding", "identity").lower() not in ("identity", ""):
+                # We asked for identity. Unpacking what came anyway would hand the size of the answer to the upstream.
+                raise ExchangeFailed("encoded_answer", is_sent=True)
+        except BaseException:
             self._abort()
-            raise ExchangeFailed("encoded_answer", is_sent=True)
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._abort()
-
-    def dialled(self, connection: Connection) -> None:
-        """A connection is there and the request is about to be written: now the wait is for the answer."""
-        self._connection = connection.transport
-        self.is_sent = True
-        self._watch.wait(self._request.deadlines.first_byte_s, "first_token_timeout")
+        self._stop_timer()
+        connection, self._connection = self._connection, None
+        if connection is not None and self._target is not None:
+            self._transport.give_back(self._target, connection)
 
     @property
     def status(self) -> int:
@@ -272,31 +312,30 @@ class Exchange:
     @property
     def content_type(self) -> str:
         """The media type in lower case, without parameters; empty when the upstream named none."""
-        return self._answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        return self._answer.headers.get("content-type", "").partition(";")[0].strip().lower()
 
     async def read_some(self, wait_s: float, reason: str) -> bytes:
-        """What has come, at least one byte; empty at the end of the body. Fails as `reason` after `wait_s`."""
-        content = self._answer.content
-        self._watch.wait(wait_s, reason)
+        """What has come, at least one byte; empty at the end of the body. Fails as `reason` after `wait_s`.
+
+        What had arrived before a break is part of the answer and comes first.
+        """
+        connection = self._answer
+        if not connection.has_something:
+            await self._something(wait_s, reason)
+        elif not connection.is_complete and monotonic() > self._request.deadlines.total_at_s:
+            raise ExchangeFailed(
+                "total_timeout", is_sent=True, is_timeout=True
+            )  # it never pauses: no timer would see it
         try:
-            return await content.readany()
-        except asyncio.CancelledError as fault:
+            return connection.taken()
+        except (BadHttp, OSError) as fault:
             self._fail(fault)
-        except (aiohttp.ClientError, OSError) as fault:
-            # What had arrived before the break is still in the buffer, behind the exception; it is part of the answer.
-            left = b"".join(content._buffer)
-            content._buffer.clear()
-            if left:
-                return left
-            self._fail(fault)
-        finally:
-            self._watch.pause()
 
     async def read_all(self, cap_bytes: int | None = None) -> bytes:
         """The whole body. Raises: ExchangeFailed("body_too_large") as soon as it is longer than the cap."""
         cap = self._transport.max_body_bytes if cap_bytes is None else cap_bytes
-        length = self._answer.content_length
-        if length is not None and length > cap:
+        length = self._answer.headers.get("content-length")
+        if length is not None and int(length) > cap:
             raise ExchangeFailed("body_too_large", is_sent=True)
         deadlines = self._request.deadlines
         parts = [await self.read_some(deadlines.first_byte_s, "first_token_timeout")]
@@ -317,213 +356,180 @@ class Exchange:
             data = await self.read_some(deadlines.between_bytes_s, "between_tokens_timeout")
 
     @property
-    def _answer(self) -> aiohttp.ClientResponse:
-        if self._response is None:
+    def _answer(self) -> Connection:
+        if self._connection is None:
             raise RuntimeError("the exchange was not entered")
-        return self._response
+        return self._connection
+
+    async def _dialled(self, target: Target) -> Connection:
+        self.is_fresh = True
+        deadlines, now = self._request.deadlines, monotonic()
+        wait_s = min(deadlines.connect_s, deadlines.total_at_s - now)
+        limit = asyncio.timeout(max(0.0, wait_s))
+        try:
+            async with limit:
+                return await self._transport.dialled(target)
+        except (OSError, AddressBlocked) as fault:
+            if limit.expired():
+                reason = "connect_timeout" if wait_s == deadlines.connect_s else "total_timeout"
+                raise ExchangeFailed(reason, is_sent=False, is_timeout=True) from None
+            self._fail(fault)
+
+    async def _something(self, wait_s: float, reason: str) -> None:
+        """Return when the connection has something, or has broken. Raises: ExchangeFailed when that takes too long."""
+        now = monotonic()
+        due_s, total_at_s = now + wait_s, self._request.deadlines.total_at_s
+        if due_s > total_at_s:
+            due_s, reason = total_at_s, "total_timeout"
+        self._due_s, self._reason = due_s, reason
+        if self._timer is None or due_s < self._timer_at_s:
+            self._set_timer(due_s, now)
+        self._waiter = waiter = self._answer.awaited(self._loop)
+        try:
+            await waiter
+        finally:
+            self._waiter = None
+
+    def _set_timer(self, due_s: float, now_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at_s = due_s
+        self._timer = self._loop.call_later(max(0.0, due_s - now_s), self._time_is_up)
+
+    def _time_is_up(self) -> None:
+        self._timer = None
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
+        now = monotonic()
+        if now < self._due_s - 0.001:
+            self._set_timer(self._due_s, now)
+        else:
+            waiter.set_exception(ExchangeFailed(self._reason, is_sent=True, is_timeout=True))
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _abort(self) -> None:
-        """Close the socket unless the answer was read to its end. `abort`, not `close`: that one waits for unsent bytes."""
-        self._watch.stop()
-        response = self._response
-        if response is not None and response.connection is None:
-            return
-        if self._connection is not None:
-            self._connection.abort()
-        if response is not None:
-            response.close()
+        """Close the socket at once. `abort`, not `close`: that one waits for unsent bytes."""
+        self._stop_timer()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.abort()
 
     def _fail(self, fault: BaseException) -> NoReturn:
-        """Say what a fault means; a cancellation that is not our watch's passes on as it is."""
-        reason = self._watch.claimed()
-        if reason is not None:
-            raise ExchangeFailed(reason, is_sent=self.is_sent, is_timeout=True) from None
+        """Say what a fault means."""
         if isinstance(fault, AddressBlocked):
             raise ExchangeFailed("endpoint_blocked", is_sent=False, is_blocked=True) from None
-        for kind, reason in REASONS:
-            if isinstance(fault, kind):
-                raise ExchangeFailed(reason, is_sent=self.is_sent) from fault
-        raise fault
+        if not self.is_sent:
+            for kind, reason in _WHILE_DIALLING:
+                if isinstance(fault, kind):
+                    raise ExchangeFailed(reason, is_sent=False) from fault
+        reason = "bad_http" if isinstance(fault, BadHttp) else "connection_lost"
+        raise ExchangeFailed(reason, is_sent=self.is_sent) from fault
 
 
-REASONS: tuple[tuple[type[BaseException], str], ...] = (
-    # Special ones first: most of these derive from one another.
-    (aiohttp.ClientConnectorCertificateError, "tls_certificate"),
-    (aiohttp.ClientSSLError, "tls_error"),
-    (aiohttp.ClientConnectorDNSError, "dns_error"),
-    (aiohttp.ClientConnectorError, "connect_failed"),
-    (aiohttp.ServerTimeoutError, "timeout"),
-    (aiohttp.InvalidURL, "bad_url"),
-    (aiohttp.ClientResponseError, "bad_http"),
-    (aiohttp.ClientPayloadError, "connection_lost"),
-    (aiohttp.ClientError, "connection_lost"),
-    (OSError, "connection_lost"),
+_WHILE_DIALLING: tuple[tuple[type[BaseException], str], ...] = (
+    # Special ones first: all of these derive from OSError.
+    (ssl.SSLCertVerificationError, "tls_certificate"),
+    (ssl.SSLError, "tls_error"),
+    (socket.gaierror, "dns_error"),
+    (OSError, "connect_failed"),
 )
 
-_EXCHANGE: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
-"""Which exchange dials: aiohttp has no argument that would carry it to the connector."""
+
+def _head(request: Outgoing, target: Target) -> bytes:
+    """The request up to its body. Raises: ExchangeFailed where a header would become several."""
+    fields = "".join([f"{name}: {value}\r\n" for name, value in request.headers.items()])
+    length = f"Content-Length: {len(request.body)}\r\n" if request.body or request.method != "GET" else ""
+    if fields.count("\n") != len(request.headers) or fields.count("\r") != len(request.headers):
+        raise ExchangeFailed("bad_header", is_sent=False)
+    return f"{request.method} {target.head}{fields}{length}\r\n".encode("latin-1", "replace")
 
 
-class _Connector(aiohttp.TCPConnector):
-    """Tells the exchange when its connection is there, and never hands out one that the upstream has closed."""
-
-    def __init__(self, *, tls_by_host: Mapping[str, ssl.SSLContext], **options: Any) -> None:
-        super().__init__(**options)
-        self._tls_by_host = tls_by_host
-
-    def _get_ssl_context(self, req: ClientRequest) -> ssl.SSLContext | None:
-        """By host, so that it holds for whoever uses the session; a pooled connection is only ever used for its own host."""
-        own = self._tls_by_host.get((req.url.host or "").lower()) if req.is_ssl() else None
-        return own or super()._get_ssl_context(req)
-
-    async def connect(self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout) -> Connection:
-        exchange = _EXCHANGE.get()
-        while True:
-            connection = await super().connect(req, traces, timeout)
-            if exchange is None:
-                return connection
-            # A fresh connection cannot be stale; to ask would turn a server that hangs up at once into an endless loop.
-            if exchange.is_fresh or not _is_stale(connection):
-                exchange.dialled(connection)
-                return connection
-            connection.close()
-
-    async def _create_connection(
-        self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout
-    ) -> ResponseHandler:
-        exchange = _EXCHANGE.get()
-        if exchange is not None:
-            exchange.is_fresh = True
-        return await super()._create_connection(req, traces, timeout)
+def target_of(url: str, policy: AddressPolicy) -> Target:
+    """Take a URL apart, and check an address that is written into it: no resolver will see that. Raises: ExchangeFailed."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+        if host is not None and not host.isascii():
+            host = host.encode("idna").decode("ascii")
+    except ValueError:
+        raise ExchangeFailed("bad_url", is_sent=False) from None
+    is_fit = parts.scheme in ("http", "https") and host and _HOST.fullmatch(host)
+    if not is_fit or not host or parts.username is not None or parts.password is not None:
+        raise ExchangeFailed("bad_url", is_sent=False)
+    try:
+        literal = ip_address(host.partition("%")[0])
+    except ValueError:
+        pass
+    else:
+        if not policy.allows_address(host, literal):
+            raise ExchangeFailed("endpoint_blocked", is_sent=False, is_blocked=True)
+    shown = f"[{host}]" if ":" in host else host
+    named = shown if port is None else f"{shown}:{port}"
+    path = quote(parts.path or "/", safe=_PATH_SAFE)
+    query = f"?{quote(parts.query, safe=_PATH_SAFE + '?')}" if parts.query else ""
+    head = f"{path}{query} HTTP/1.1\r\nHost: {named}\r\nUser-Agent: {USER_AGENT}\r\nAccept-Encoding: identity\r\n"
+    is_tls = parts.scheme == "https"
+    port = port or (443 if is_tls else 80)
+    return Target((parts.scheme, host, port), is_tls, host, port, head)
 
 
-def _is_stale(connection: Connection) -> bool:
-    """Has the upstream closed, or said something unasked, on a pooled connection? The event loop may not have seen it yet."""
-    transport = connection.transport
-    if transport is None or transport.is_closing():
-        return True
-    sock = transport.get_extra_info("socket")
-    if sock is None:
-        return False
-    poll = select.poll()
-    poll.register(sock.fileno(), select.POLLIN | getattr(select, "POLLRDHUP", 0))
-    return bool(poll.poll(0))
+def system_tls() -> ssl.SSLContext:
+    """Trust in the system's authorities. By their compiled-in paths: `SSL_CERT_FILE` in the environment is not our setting."""
+    paths = ssl.get_default_verify_paths()
+    cafile = paths.openssl_cafile if os.path.isfile(paths.openssl_cafile) else None
+    capath = paths.openssl_capath if os.path.isdir(paths.openssl_capath) else None
+    return ssl.create_default_context(cafile=cafile, capath=capath)
 
 
-def _bounded_socket(address: AddrInfoType) -> socket.socket:
-    family, kind, protocol, _, _ = address
+def tls_trusting(authorities: Path) -> ssl.SSLContext:
+    """Trust in the authorities of a PEM file and in no others. Raises: OSError, for a file that holds none as well."""
+    return ssl.create_default_context(cafile=authorities)
+
+
+def bounded_socket(family: int, kind: int, protocol: int) -> socket.socket:
     made = socket.socket(family, kind, protocol)
+    made.setblocking(False)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _KERNEL_BUFFER_BYTES)
     return made
 
 
-class _GuardedResolver(AbstractResolver):
+class GuardedResolver:
     """Resolves in threads of its own and lets through only what the policy allows; the connection goes to these very addresses."""
 
     def __init__(self, policy: AddressPolicy) -> None:
         self._policy = policy
-        self._threads = ThreadPoolExecutor(_DNS_THREADS, thread_name_prefix="dns")
+        self._threads: ThreadPoolExecutor | None = None
+        self._known: dict[tuple[str, int], tuple[float, list[AddressInfo]]] = {}
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
+    async def addresses(self, host: str, port: int) -> list[AddressInfo]:
+        """From memory for `DNS_TTL_S`. Raises: OSError, AddressBlocked."""
+        known = self._known.get((host, port))
+        if known is not None and known[0] > monotonic():
+            return known[1]
+        found = await self.looked_up(host, port, socket.AF_UNSPEC)
+        if len(self._known) >= _MAX_KNOWN:
+            self._known.clear()
+        self._known[host, port] = (monotonic() + DNS_TTL_S, found)
+        return found
+
+    async def looked_up(self, host: str, port: int, family: int) -> list[AddressInfo]:
+        """Raises: OSError, AddressBlocked."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(_DNS_THREADS, thread_name_prefix="dns")
         lookup = partial(socket.getaddrinfo, host, port, family=family, type=socket.SOCK_STREAM)
         found = await asyncio.get_running_loop().run_in_executor(self._threads, lookup)
-        allowed: list[ResolveResult] = []
-        for found_family, _, protocol, _, address in found:
-            text = str(address[0])
-            if self._policy.allows_address(host, ip_address(text.partition("%")[0])):
-                allowed.append(
-                    ResolveResult(
-                        hostname=host,
-                        host=text,
-                        port=port,
-                        family=found_family,
-                        proto=protocol,
-                        flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
-                    )
-                )
+        allowed: list[AddressInfo] = [
+            info for info in found if self._policy.allows_address(host, ip_address(str(info[4][0]).partition("%")[0]))
+        ]
         if found and not allowed:
             raise AddressBlocked
         return allowed
 
-    async def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-class _Watch:
-    """The deadline of one exchange. When a wait is over its time, the waiting task is cancelled and `claimed` says why."""
-
-    __slots__ = (
-        "_cancelling",
-        "_due_s",
-        "_expired",
-        "_handle",
-        "_is_waiting",
-        "_reason",
-        "_set_s",
-        "_task",
-        "_total_at_s",
-    )
-
-    def __init__(self, total_at_s: float) -> None:
-        self._total_at_s = total_at_s
-        self._handle: asyncio.TimerHandle | None = None
-        self._set_s = 0.0
-        """When the timer will fire."""
-        self._due_s = 0.0
-        """When the present wait must be over."""
-        self._is_waiting = False
-        self._reason = ""
-        self._expired: str | None = None
-        self._task: asyncio.Task[object] | None = None
-        self._cancelling = 0
-
-    def wait(self, seconds: float, reason: str) -> None:
-        """The current task begins to wait (or goes on waiting for something else)."""
-        now = monotonic()
-        due = now + seconds
-        if due > self._total_at_s:
-            due, reason = self._total_at_s, "total_timeout"
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("an exchange is made by a task")
-        if not self._is_waiting:
-            self._task, self._cancelling = task, task.cancelling()
-            self._is_waiting = True
-        self._due_s, self._reason = due, reason
-        if self._handle is None or due < self._set_s:
-            self._set(due, now)
-
-    def pause(self) -> None:
-        self._is_waiting = False
-
-    def stop(self) -> None:
-        self._is_waiting = False
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
-
-    def claimed(self) -> str | None:
-        """Why the task was cancelled, if it was by this watch and by nobody else besides."""
-        if self._expired is None or self._task is None:
-            return None
-        reason, self._expired = self._expired, None
-        return reason if self._task.uncancel() <= self._cancelling else None
-
-    def _set(self, due_s: float, now_s: float) -> None:
-        if self._handle is not None:
-            self._handle.cancel()
-        self._set_s = due_s
-        self._handle = asyncio.get_running_loop().call_later(max(0.0, due_s - now_s), self._fire)
-
-    def _fire(self) -> None:
-        self._handle = None
-        if not self._is_waiting or self._task is None:
-            return
-        now = monotonic()
-        if now < self._due_s - 0.001:
-            self._set(self._due_s, now)
-            return
-        self._expired = self._reason
-        self._task.cancel()
+    def close(self) -> None:
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)

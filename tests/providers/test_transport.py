@@ -533,3 +533,31 @@ def test_t085_a_context_that_does_not_verify_is_refused() -> None:
     careless.check_hostname = False
     with pytest.raises(ValueError, match="verify"):
         Transport(LAPTOP, tls=careless)
+
+
+# ── What a header may hold, and how long a connection is kept ─────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("value", ["a\r\nX-Evil: 1", "a\nX-Evil: 1", "a\rb"])
+async def test_a_header_cannot_become_two(transport: Transport, upstream: ScriptedUpstream, value: str) -> None:
+    request = chat(upstream)
+    evil = Outgoing(request.method, request.url, request.deadlines, {"Authorization": value}, BODY)
+    fault = await failure(transport, evil)
+    assert (fault.reason, fault.is_sent) == ("bad_header", False)
+    assert not upstream.invoice().lines
+
+
+async def test_a_path_cannot_become_a_header(transport: Transport, upstream: ScriptedUpstream) -> None:
+    await fetched(transport, post(f"{upstream.base_url}/chat/completions?a= b\r\nX-Evil: 1"))
+    assert upstream.invoice().lines[0].header("x-evil") is None
+
+
+async def test_a_connection_nobody_needs_is_closed_after_a_while(
+    upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.providers.transport.IDLE_CONNECTION_S", 0.2)
+    transport = Transport(LAPTOP)
+    await fetched(transport, chat(upstream))
+    assert upstream.invoice().connections_open == 1
+    await until_closed(upstream, within_s=5)
+    await transport.close()

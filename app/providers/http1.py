@@ -1,0 +1,243 @@
+"""One client connection of HTTP/1.1: a request is written, its answer comes back as it arrives. Bytes in, bytes out.
+
+The parser is httptools (llhttp, in C), the one that reads our own callers' requests. What is here is what a relay needs and no more:
+no redirects, no cookies, no decompression, no pipelining. See `app.providers.transport` for pools and deadlines.
+
+1. `begin` writes a request. From then on one waiter at a time is woken when something has come: the head, bytes, the end, a break.
+2. What was not taken yet is bounded: past `PAUSE_BYTES` the socket is not read, and the upstream is made to wait.
+3. A connection may be used again only if the answer ended as its framing said, with not a byte behind it, and both sides keep it alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import cast
+
+import httptools
+
+PAUSE_BYTES = 64 << 10
+"""Waiting unread, from here on the socket is left alone. One read brings at most what the kernel held."""
+MAX_HEAD_BYTES = 64 << 10
+"""No server that means well sends more headers than this."""
+
+
+class Headers(Mapping[str, str]):
+    """Headers by name in any case. Of one that came several times, the first."""
+
+    __slots__ = ("_fields",)
+
+    def __init__(self) -> None:
+        self._fields: dict[str, str] = {}
+
+    def note(self, name: bytes, value: bytes) -> None:
+        self._fields.setdefault(name.decode("latin-1").lower(), value.decode("latin-1"))
+
+    def __getitem__(self, name: str) -> str:
+        return self._fields[name.lower()]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+
+class BadHttp(Exception):
+    """What came is no HTTP/1.1, or none that we take."""
+
+
+class Connection(asyncio.Protocol):
+    """See the module. One request at a time; `is_reusable` says whether there may be another."""
+
+    __slots__ = (
+        "_ends_with_connection",
+        "_head_bytes",
+        "_is_informational",
+        "_is_paused",
+        "_parser",
+        "_poll",
+        "_transport",
+        "_unread",
+        "_unread_bytes",
+        "_waiter",
+        "fault",
+        "has_head",
+        "headers",
+        "idle_since_s",
+        "is_complete",
+        "is_reusable",
+        "status",
+    )
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._poll: select.poll | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._unread: deque[bytes] = deque()
+        self._unread_bytes = 0
+        self._is_paused = False
+        self.idle_since_s = 0.0
+        self.is_reusable = False
+        self.fault: BaseException | None = None
+        """Why nothing more will come."""
+        self._parser = httptools.HttpResponseParser(self)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Nothing of an answer is known."""
+        if self._unread:
+            self.taken()
+        self._head_bytes = 0
+        self._is_informational = False
+        self._ends_with_connection = False
+        self.status = 0
+        self.headers = Headers()
+        self.has_head = False
+        self.is_complete = True
+
+    # ── For the exchange ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def begin(self, request: bytes, body: bytes) -> None:
+        """Write a request. What a large one leaves unsent waits here, and goes with `abort`."""
+        self._forget()
+        self.is_complete = self.is_reusable = False
+        if self._transport is None:
+            self.fault = self.fault or ConnectionResetError("closed")
+        elif len(body) <= PAUSE_BYTES:
+            self._transport.write(request + body)
+        else:
+            self._transport.write(request)
+            self._transport.write(body)
+
+    def awaited(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
+        """A future that is done when something has come. Whoever has the connection may also fail it, and must `await` it."""
+        self._waiter = loop.create_future()
+        return self._waiter
+
+    @property
+    def has_something(self) -> bool:
+        return bool(self._unread) or self.is_complete or self.fault is not None
+
+    def taken(self) -> bytes:
+        """All that waits unread; empty at the end of the body. Raises: the fault, once what came before it was taken."""
+        if not self._unread:
+            if not self.is_complete and self.fault is not None:
+                raise self.fault
+            return b""
+        data = self._unread.popleft() if len(self._unread) == 1 else b"".join(self._unread)
+        self._unread.clear()
+        self._unread_bytes = 0
+        if self._is_paused:
+            self._is_paused = False
+            if self._transport is not None and not self._transport.is_closing():
+                self._transport.resume_reading()
+        return data
+
+    def abort(self) -> None:
+        """Close at once, and forget what was not sent."""
+        self.is_reusable = False
+        if self._transport is not None:
+            self._transport.abort()
+
+    def is_stale(self) -> bool:
+        """Has the upstream closed, or said something unasked? The event loop may not have seen it yet, so the kernel is asked."""
+        transport = self._transport
+        if not self.is_reusable or transport is None or transport.is_closing():
+            return True
+        if self._poll is None:
+            self._poll = select.poll()
+            descriptor = transport.get_extra_info("socket").fileno()
+            self._poll.register(descriptor, select.POLLIN | getattr(select, "POLLRDHUP", 0))
+        return bool(self._poll.poll(0))
+
+    # ── asyncio.Protocol ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one, and derives from nothing
+
+    def data_received(self, data: bytes) -> None:
+        if self.is_complete:  # unasked for: never to be taken for the next answer
+            self.abort()
+            return
+        if not self.has_head:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+            if not self.has_head and self._head_bytes > MAX_HEAD_BYTES:
+                raise BadHttp("endless headers")
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade, BadHttp) as error:
+            self.is_reusable = False
+            if not self.is_complete:  # a surplus behind a complete answer spoils the connection, not the answer
+                self._break(BadHttp(str(error)))
+                self.abort()
+        if self.has_head:
+            self._wake()
+
+    def eof_received(self) -> None:
+        """The connection is closed by asyncio upon this; `connection_lost` tells what it means."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self.is_reusable = False
+        if self.is_complete:
+            return
+        if self.has_head and self._ends_with_connection and exc is None:
+            self.is_complete = True
+            self._wake()
+        else:
+            self._break(exc or ConnectionResetError("closed before its end"))
+
+    def pause_writing(self) -> None:
+        """The body is all there already; there is nobody to tell."""
+
+    def resume_writing(self) -> None:
+        """See `pause_writing`."""
+
+    # ── httptools ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def on_message_begin(self) -> None:
+        if self.is_complete:
+            raise BadHttp("an answer behind the answer")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.has_head:  # what follows a chunked body are trailers, which nobody asked for
+            self.headers.note(name, value)
+
+    def on_headers_complete(self) -> None:
+        self.status = self._parser.get_status_code()
+        if 100 <= self.status < 200:
+            self._is_informational = True
+            return
+        self.has_head = True
+        has_framing = "content-length" in self.headers or "transfer-encoding" in self.headers
+        self._ends_with_connection = not has_framing and self.status not in (204, 304)
+
+    def on_body(self, data: bytes) -> None:
+        self._unread.append(data)
+        self._unread_bytes += len(data)
+        if self._unread_bytes > PAUSE_BYTES and not self._is_paused:
+            self._is_paused = True
+            if self._transport is not None and not self._transport.is_closing():
+                self._transport.pause_reading()
+
+    def on_message_complete(self) -> None:
+        if self._is_informational:  # "100 Continue" and the like: the answer is still to come
+            self._is_informational = False
+            self.headers = Headers()
+            return
+        self.is_complete = True
+        self.is_reusable = self._parser.should_keep_alive() and self._transport is not None
+
+    # ── Waking ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _break(self, fault: BaseException) -> None:
+        self.fault = fault
+        self._wake()
