@@ -111,6 +111,7 @@ class Settings(BaseSettings):
     max_request_bytes: int = Field(20 * 1024 * 1024, ge=1024, examples=["20971520"])
     request_body_timeout_seconds: float = Field(30.0, gt=0, allow_inf_nan=False, examples=["30"])
     shutdown_grace_seconds: float = Field(30.0, ge=0, allow_inf_nan=False, examples=["30"])
+    shutdown_delay_seconds: float = Field(1.5, ge=0, le=60, allow_inf_nan=False, examples=["1.5"])
     trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
         (), examples=["10.0.0.0/8, 127.0.0.1"]
     )

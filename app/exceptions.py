@@ -432,6 +432,13 @@ class CounterStoreAway(DependencyUnavailable):
         super().__init__("counter store")
 
 
+class LeaseLost(DependencyUnavailable):
+    """This process stood still for longer than the call's lease; what was reserved for it may be others' by now."""
+
+    def __init__(self) -> None:
+        super().__init__("counter store")
+
+
 class Overloaded(Unavailable):
     code = "overloaded"
 

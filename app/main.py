@@ -32,7 +32,8 @@ from app.domain.identity import LogContent
 from app.domain.limits import Limit, LimitKind
 from app.domain.money import usd_to_nano
 from app.domain.retry_budget import RetryBudget
-from app.exceptions import CallerError, DependencyUnavailable, SettingsError
+from app.drain import Departure
+from app.exceptions import CallerError, DependencyUnavailable, Draining, SettingsError
 from app.exposition import siblings_of
 from app.garbage import seldom_collected
 from app.middleware.admin_session import AdminSessionMiddleware
@@ -312,10 +313,11 @@ def create_app(settings: Settings, clock: Clock | None = None) -> GatewayMiddlew
     """The whole application: the data plane in front, FastAPI (administration, health, documentation) behind it."""
     process = wire(settings, clock)
     container = process.container
+    departure = departure_of(container)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with running(process):
+        async with running(process, departure):
             yield
 
     api = FastAPI(
@@ -350,11 +352,12 @@ def create_app(settings: Settings, clock: Clock | None = None) -> GatewayMiddlew
         prefixes=data_plane.prefixes,
         is_draining=lambda: container.health.is_draining,
         write_stall_s=settings.write_stall_seconds,
+        departure=departure,
     )
 
 
 @asynccontextmanager
-async def running(process: Process) -> AsyncIterator[None]:
+async def running(process: Process, departure: Departure) -> AsyncIterator[None]:
     """From the first connection to the last: bring up, chores, drain. Every background task belongs to this group."""
     container = process.container
     async with AsyncExitStack() as closing:
@@ -369,8 +372,10 @@ async def running(process: Process) -> AsyncIterator[None]:
                 group.create_task(supervise(chore, process.election, container.clock), name=chore.name)
                 for chore in chores(process)
             ]
+            tasks.append(group.create_task(departure.run(), name="departure"))
             try:
                 await until_loaded(container)
+                departure.listen()
                 with seldom_collected():
                     yield
             finally:
@@ -380,6 +385,16 @@ async def running(process: Process) -> AsyncIterator[None]:
                     task.cancel()
                 with suppress(DependencyUnavailable):
                     await process.election.resign()
+
+
+def departure_of(container: Container) -> Departure:
+    settings, running = container.settings, container.admission.running
+    return Departure(
+        health=container.health,
+        end_calls=lambda: running.end(list(running), Draining()),
+        delay_s=settings.shutdown_delay_seconds,
+        grace_s=settings.shutdown_grace_seconds,
+    )
 
 
 def watched(process: Process) -> Watchdog:

@@ -26,10 +26,15 @@ from types import FrameType
 
 from app.config import Settings, export_settings, load_settings, require_cluster_settings
 from app.demo_server import DemoServer, DemoServerError, DemoUpstream
+from app.drain import refuse_new_connections
 from app.embedded import EmbeddedError, EmbeddedServers
 from app.exceptions import DependencyUnavailable, GatewayError, SettingsError
 
 READY_WAIT_S = 60.0
+ENDED_CALLS_S = 4
+"""After the grace, calls that still run are ended by the application itself, and billed; uvicorn cuts what does not go even then."""
+KEEP_ALIVE_S = 65
+"""Longer than the minute for which most proxies keep a connection, so that it is never this side that closes one just in use."""
 
 
 @dataclass(slots=True)
@@ -139,9 +144,22 @@ async def _prepare(settings: Settings, upstream: DemoUpstream | None) -> str | N
 
 def _run_uvicorn(settings: Settings) -> None:
     import uvicorn
+    from uvicorn.config import STARTUP_FAILURE
+    from uvicorn.supervisors import Multiprocess
+
+    class Workers(Multiprocess):
+        """The supervisor of several processes on one socket, of which it holds a copy itself."""
+
+        def terminate_all(self) -> None:
+            super().terminate_all()
+            # Else the kernel went on taking connections in as long as this process waits for its workers, and nobody would answer.
+            time.sleep(settings.shutdown_delay_seconds)
+            refuse_new_connections()
+            for listening in self.sockets:
+                listening.close()
 
     say(f"Starting {settings.workers} worker{'s' if settings.workers > 1 else ''} on {settings.host}:{settings.port}.")
-    uvicorn.run(
+    config = uvicorn.Config(
         "app.main:app",
         host=settings.host,
         port=settings.port,
@@ -155,9 +173,17 @@ def _run_uvicorn(settings: Settings) -> None:
         date_header=True,
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=[str(network) for network in settings.trusted_proxies],
-        timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_seconds)),
+        timeout_graceful_shutdown=round(settings.shutdown_grace_seconds) + ENDED_CALLS_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
         h11_max_incomplete_event_size=64 * 1024,
     )
+    if settings.workers > 1:
+        Workers(config, sockets=[config.bind_socket()]).run()
+        return
+    server = uvicorn.Server(config)
+    server.run()
+    if not server.started:
+        sys.exit(STARTUP_FAILURE)
 
 
 def _announce(settings: Settings, kept: Secrets | None, demo_model: str | None) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.domain.ids import RANDOM_BYTES, uuid7
+from app.drain import Departure
 from app.exceptions import Draining, GatewayError, InternalError, MethodNotAllowed
 from app.middleware.exchange import Exchange
 from app.telemetry import error_answered, logger
@@ -41,6 +42,7 @@ class GatewayMiddleware:
         routes: Mapping[str, Route],
         prefixes: tuple[Route, ...],
         is_draining: Callable[[], bool],
+        departure: Departure,
         write_stall_s: float = 60.0,
     ) -> None:
         self._app = app
@@ -48,12 +50,17 @@ class GatewayMiddleware:
         self._prefixes = prefixes
         self._is_draining = is_draining
         self._write_stall_s = write_stall_s
+        self._departure = departure
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = uuid7(time.time_ns() // 1_000_000, os.urandom(RANDOM_BYTES))
+        now_ms = time.time_ns() // 1_000_000
+        request_id = uuid7(now_ms, os.urandom(RANDOM_BYTES))
+        self._departure.last_request_ms = now_ms
+        if self._departure.is_leaving:
+            send = _closing(send)
         scope.setdefault("state", {})["request_id"] = request_id
         path: str = scope["path"]
         if path.startswith("/v1/"):
@@ -86,6 +93,17 @@ class GatewayMiddleware:
             internal = InternalError()
             error_answered(internal)
             await exchange.send_error(internal, route.error_body)
+
+
+def _closing(send: Send) -> Send:
+    """Nobody is to keep a connection to a process that is leaving."""
+
+    async def send_closing(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+        await send(message)
+
+    return send_closing
 
 
 def _with_request_id(send: Send, request_id: str) -> Send:

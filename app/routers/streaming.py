@@ -19,7 +19,7 @@ from starlette.types import Receive
 from app.dialects.base import Dialect
 from app.domain.call import Meter
 from app.domain.catalog import Catalog
-from app.exceptions import AttemptFailed, DependencyUnavailable
+from app.exceptions import AttemptFailed, GatewayError
 from app.middleware.exchange import Exchange
 from app.routers.call_headers import call_headers
 from app.services.budget import bill
@@ -41,11 +41,12 @@ class ClientLeft(Exception):
     """The client hung up; nobody is left to be told."""
 
 
-class LeaseLost(DependencyUnavailable):
-    """This process stood still for longer than the call's lease; what was reserved for it may be others' by now."""
+class CallEnded(Exception):
+    """This process has ended the call (its lease is lost, or the process must stop); `why` is what the caller is told."""
 
-    def __init__(self) -> None:
-        super().__init__("counter store")
+    def __init__(self, why: GatewayError) -> None:
+        super().__init__(why.message)
+        self.why = why
 
 
 class CallResponse:
@@ -73,10 +74,10 @@ class CallResponse:
                     last = await self._send_stream(exchange, answer.body, answer.chunks)
         except ClientLeft:
             return
-        except LeaseLost as lost:
+        except CallEnded as ended:
             if not exchange.started:
-                raise
-            await exchange.send_last(self._dialect.error_event(lost, exchange.request_id))
+                raise ended.why from ended
+            await exchange.send_last(self._dialect.error_event(ended.why, exchange.request_id))
             return
         except AttemptFailed as failure:
             await exchange.send_last(self._dialect.error_event(failure.error, exchange.request_id))
@@ -107,7 +108,7 @@ class CallResponse:
 async def watched(exchange: Exchange, meter: Meter, running: RunningCalls) -> AsyncIterator[None]:
     """Cancel the body of this context when the client hangs up, and turn that cancellation into ClientLeft.
 
-    Raises: LeaseLost when the call was ended because it holds no lease any more.
+    Raises: CallEnded when this process has ended it.
     """
     call = asyncio.current_task()
     if call is None:
@@ -124,8 +125,9 @@ async def watched(exchange: Exchange, meter: Meter, running: RunningCalls) -> As
     except asyncio.CancelledError:
         if meter.has_client_left and call.uncancel() == 0:
             raise ClientLeft from None
-        if running.was_ended(meter.request_id) and call.uncancel() == 0:
-            raise LeaseLost from None
+        why = running.why_ended(meter.request_id)
+        if why is not None and call.uncancel() == 0:
+            raise CallEnded(why) from None
         raise
     finally:
         watcher.cancel()

@@ -33,6 +33,7 @@ from app.exceptions import (
     ContextLengthExceeded,
     DependencyUnavailable,
     GatewayError,
+    LeaseLost,
     ModelNotAllowed,
     ModelNotFound,
     PriceUnknown,
@@ -155,7 +156,7 @@ class Admission:
     async def renew_leases(self) -> None:
         if self.running:
             gone = await self._counters.renew(list(self.running), self._lease_s)
-            if self.running.end(gone):
+            if self.running.end(gone, LeaseLost()):
                 logger.warning("calls_ended_without_lease", calls=len(gone))
 
     async def settle_again(self) -> None:

@@ -48,6 +48,8 @@ class HealthCheck:
         self._redis_is_alive = redis_is_alive
         self._needs_redis = needs_redis
         self.is_draining = False
+        self.is_leaving = False
+        """SIGTERM has come: calls are still served, but a load balancer should send them elsewhere."""
 
     async def report(self) -> HealthReport:
         database_ok, redis_ok = await asyncio.gather(self._database_is_alive(), self._redis_is_alive())
@@ -56,7 +58,7 @@ class HealthCheck:
 
     @property
     def is_ready(self) -> bool:
-        return self._catalog.is_loaded and not self.is_draining
+        return self._catalog.is_loaded and not self.is_draining and not self.is_leaving
 
     @property
     def snapshot(self) -> Catalog:

@@ -1,9 +1,12 @@
-"""The calls that run in this process, by id, so that one can be ended from outside: its lease is gone, others may have its money."""
+"""The calls that run in this process, by id, so that one can be ended from outside: its lease is gone and others may have its money,
+or this process must stop."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator
+
+from app.exceptions import GatewayError
 
 
 class RunningCalls:
@@ -11,7 +14,7 @@ class RunningCalls:
 
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[object] | None] = {}
-        self._ended: set[str] = set()
+        self._ended: dict[str, GatewayError] = {}
 
     def add(self, call_id: str) -> None:
         """The current task makes this call."""
@@ -20,23 +23,23 @@ class RunningCalls:
     def discard(self, call_id: str) -> None:
         self._tasks.pop(call_id, None)
 
-    def end(self, call_ids: Iterable[str]) -> int:
-        """Cancel these calls, where they still run; each is billed and recorded as what it came to. Returns how many."""
+    def end(self, call_ids: Iterable[str], why: GatewayError) -> int:
+        """Cancel these calls, where they still run; each is billed and recorded as what it came to. Returns how many.
+
+        `why` is what their callers are told.
+        """
         ended = 0
         for call_id in call_ids:
             task = self._tasks.get(call_id)
             if task is not None and call_id not in self._ended:
-                self._ended.add(call_id)
+                self._ended[call_id] = why
                 task.cancel()
                 ended += 1
         return ended
 
-    def was_ended(self, call_id: str) -> bool:
-        """Whether it was cancelled here. Ask once, when the call was left: then it is forgotten."""
-        if call_id not in self._ended:
-            return False
-        self._ended.discard(call_id)
-        return True
+    def why_ended(self, call_id: str) -> GatewayError | None:
+        """Why it was cancelled here, if it was. Ask once, when the call was left: then it is forgotten."""
+        return self._ended.pop(call_id, None)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tasks)

@@ -294,6 +294,7 @@ class GatewayProcess(ManagedProcess):
             else [python, "-m", "app", "serve", *extra_args]
         )
         settings = {"HOST": "127.0.0.1", "PORT": str(self.port), "PYTHONPATH": str(REPO_ROOT), "PYTHONUNBUFFERED": "1"}
+        settings["SHUTDOWN_DELAY_SECONDS"] = "0"  # no proxy keeps connections to it, unless a test says so
         super().__init__(command, env=settings | dict(env), name=name)
         self._cwd = self.folder / "cwd"
         self._cwd.mkdir()

@@ -14,7 +14,7 @@ from app.clock import SystemClock
 from app.domain.budget import BudgetClaim
 from app.domain.money import NanoUsd
 from app.embedded import ValkeyServer
-from app.exceptions import CounterStoreAway, DependencyUnavailable
+from app.exceptions import CounterStoreAway, DependencyUnavailable, LeaseLost
 from app.redis_client import RedisClient, open_redis
 from app.services.fallback import FallbackCounters
 from app.services.recovery import RecoveringCounters
@@ -259,7 +259,7 @@ async def test_a_call_whose_process_died_without_the_store_is_lost_and_billed_on
 
 
 async def test_a_running_call_is_ended_by_its_id_and_only_that_one() -> None:
-    running, left = RunningCalls(), list[str]()
+    running, left, why = RunningCalls(), list[str](), LeaseLost()
 
     async def call(call_id: str) -> None:
         running.add(call_id)
@@ -272,9 +272,9 @@ async def test_a_running_call_is_ended_by_its_id_and_only_that_one() -> None:
 
     tasks = [asyncio.create_task(call(call_id)) for call_id in ("a", "b")]
     await asyncio.sleep(0)
-    assert running.end(["a", "unknown"]) == 1
-    assert running.end(["a"]) == 0, "once"
+    assert running.end(["a", "unknown"], why) == 1
+    assert running.end(["a"], why) == 0, "once"
     await asyncio.wait(tasks)
 
     assert left == ["a"]
-    assert (running.was_ended("a"), running.was_ended("b"), len(running)) == (True, False, 0)
+    assert (running.why_ended("a"), running.why_ended("b"), len(running)) == (why, None, 0)
