@@ -34,6 +34,8 @@ READ_HEADERS = (
 )
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 16 * 1024
+MAX_TARGET_BYTES = 8 * 1024
+"""Of path and query; as much as the shipped nginx lets through."""
 MAX_APP_HEADER_BYTES = 1024
 """No secret, app's id or user's id is as long as that."""
 PART_BYTES = 256 * 1024
@@ -105,14 +107,16 @@ class Exchange:
         if len(raw) > MAX_HEADERS:
             raise HeadersTooLarge
         found = self.headers
+        if len(self._scope["query_string"]) + len(self.path) > MAX_TARGET_BYTES:
+            raise HeadersTooLarge
         for name, value in raw:
+            if len(value) > MAX_HEADER_BYTES:
+                raise HeadersTooLarge
             if name in READ_HEADERS:
                 if name in found:
                     if name in CREDENTIAL_HEADERS or name in APP_HEADERS:
                         raise AmbiguousCredentials
                     raise InvalidRequest(f"The header '{name.decode('latin-1')}' was sent more than once.")
-                if len(value) > MAX_HEADER_BYTES:
-                    raise HeadersTooLarge
                 found[name] = value
         own_id = found.get(b"x-request-id")
         if own_id is not None:

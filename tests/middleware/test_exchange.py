@@ -73,6 +73,7 @@ def exchange(
 ) -> Exchange:
     wire = wire or Wire()
     scope = {"type": "http", "method": method, "path": "/x", "headers": list(headers), "client": ("10.0.0.9", 5)}
+    scope["query_string"] = b""
     return Exchange(scope, wire.receive, wire.send, "018f-id", argument)
 
 
