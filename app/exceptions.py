@@ -355,7 +355,7 @@ class TooManyFailures(LimitReached):
     code = "too_many_failures"
 
     def __init__(self, retry_after_s: float) -> None:
-        super().__init__("Too many failed sign-ins from this address.", retry_after_s=retry_after_s)
+        super().__init__("Too many bad credentials came from this address.", retry_after_s=retry_after_s)
 
 
 # ── The upstreams' doing ──────────────────────────────────────────────────────────────────────────────────────────────

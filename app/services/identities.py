@@ -31,6 +31,7 @@ from app.domain.identity import (
 )
 from app.exceptions import DependencyUnavailable, GatewayError, InvalidApiKey, InvalidRequest, UserUnknown
 from app.services.api_key import APP_SECRET_PREFIX, digest_of, is_same_secret
+from app.services.strangers import Strangers
 from app.storage.ports import KeyStore, RegisteredApp
 
 Load = Callable[[], Awaitable[Identity]]
@@ -71,6 +72,7 @@ class Identities:
         self._zone = zone
         self._on_expired = on_expired
         self._create_user = create_user
+        self._strangers = Strangers(clock)
         self._shared_secret = shared_secret
         self._grace_days = grace_days
         self._capacity = capacity
@@ -83,11 +85,15 @@ class Identities:
     async def of(self, credential: str | AppCredential, *, address: str | None) -> Identity:
         """The identity behind an API key, or behind an app's secret and the user it names, if it may call now.
 
-        Raises: as `of_key` and `of_app`.
+        Raises: as `of_key` and `of_app`; TooManyFailures where that address has shown too many bad ones.
         """
-        if isinstance(credential, str):
-            return await self.of_key(credential, address=address)
-        return await self.of_app(credential, address=address)
+        try:
+            if isinstance(credential, str):
+                return await self.of_key(credential, address=address)
+            return await self.of_app(credential, address=address)
+        except InvalidApiKey:
+            self._strangers.note(address)
+            raise
 
     async def of_key(self, secret: str, *, address: str | None) -> Identity:
         """Raises: InvalidApiKey, PaymentExpired, UserSuspended, IpNotAllowed, and DependencyUnavailable when the key is not known
@@ -96,7 +102,7 @@ class Identities:
         digest = digest_of(secret, self._pepper)
         if digest is None:
             raise InvalidApiKey
-        return await self._callable(digest, lambda: self._owner_of(digest), address)
+        return await self._callable(digest, lambda: self._owner_of(digest, address), address)
 
     async def of_app(self, shown: AppCredential, *, address: str | None) -> Identity:
         """Raises: InvalidApiKey, the same for a secret that is wrong, absent or another app's and for an app that nobody registered;
@@ -156,7 +162,9 @@ class Identities:
         joined = f"app\n{shown.secret}\n{shown.app_id}\n{shown.user_oid}"
         return hmac.digest(self._pepper, joined.encode("utf-8", "surrogatepass"), "sha256")
 
-    async def _owner_of(self, digest: bytes) -> Identity:
+    async def _owner_of(self, digest: bytes, address: str | None) -> Identity:
+        if self._strangers.is_suspect(address):
+            return await self._strangers.looked_up(digest, address, self._store.identities_of_keys)
         identity = await self._store.identity_of_key(digest)
         if identity is None:
             raise InvalidApiKey
@@ -168,6 +176,8 @@ class Identities:
         own = None if is_shared else digest_of(shown.secret, self._pepper, APP_SECRET_PREFIX)
         if (own is None and not is_shared) or not APP_ID_PATTERN.fullmatch(shown.app_id):
             raise InvalidApiKey
+        if self._strangers.is_suspect(address):
+            await self._strangers.turn(address)
         now = self._clock.now()
         oid = shown.user_oid if OID_PATTERN.fullmatch(shown.user_oid) else ""
         found = await self._store.registered_app(shown.app_id, oid)

@@ -265,6 +265,10 @@ class KeyStore(Protocol):
         """One SQL statement: the key with its owner, their limits and budgets."""
         ...
 
+    async def identities_of_keys(self, digests: Sequence[bytes]) -> dict[bytes, Identity]:
+        """The same for many, by one statement; what is unknown is left out."""
+        ...
+
     async def mark_expired(self, user_oid: str) -> None:
         """Store the status `expired` of a user whose paid time has run out."""
         ...

@@ -10,8 +10,10 @@ import msgspec
 from sqlalchemy import (
     ARRAY,
     DateTime,
+    LargeBinary,
     Text,
     Uuid,
+    any_,
     bindparam,
     cast,
     func,
@@ -78,14 +80,19 @@ _registered = (
     .where(apps.c.app_id == bindparam("wanted_app"))
 )
 
+_digests = bindparam("digests", type_=ARRAY(LargeBinary))
 _credentials = union_all(
-    select(keys.c.id, null().cast(DateTime(True)).label("ends_at")).where(keys.c.digest == bindparam("digest")),
-    select(former_credentials.c.key_id, former_credentials.c.expires_at).where(
-        former_credentials.c.digest == bindparam("digest")
+    select(keys.c.id, keys.c.digest, null().cast(DateTime(True)).label("ends_at")).where(
+        keys.c.digest == any_(_digests)
+    ),
+    select(former_credentials.c.key_id, former_credentials.c.digest, former_credentials.c.expires_at).where(
+        former_credentials.c.digest == any_(_digests)
     ),
 ).subquery("credentials")
 
-_by_digest = IDENTITIES.add_columns(_credentials.c.ends_at).join(_credentials, _credentials.c.id == keys.c.id)
+_by_digest = IDENTITIES.add_columns(_credentials.c.ends_at, _credentials.c.digest).join(
+    _credentials, _credentials.c.id == keys.c.id
+)
 
 _expire = (
     update(users)
@@ -116,19 +123,14 @@ class SqlKeyStore:
         self._zone = zone
 
     async def identity_of_key(self, digest: bytes) -> Identity | None:
-        """Whatever its status: whether it may call is the domain's to say.
+        """Whatever its status: whether it may call is the domain's to say."""
+        return (await self.identities_of_keys([digest])).get(digest)
 
-        With a secret of before its rotation a key is the same key, and ends when that secret's grace does.
-        """
+    async def identities_of_keys(self, digests: Sequence[bytes]) -> dict[bytes, Identity]:
+        """With a secret of before its rotation a key is the same key, and ends when that secret's grace does."""
         async with transaction(self._engine, within_s=QUICK_S) as connection:
-            row = (await connection.execute(_by_digest, {"digest": digest})).one_or_none()
-        if row is None:
-            return None
-        identity = identity_of(row)
-        if row.ends_at is None or identity.key is None:
-            return identity
-        ends_at = min(row.ends_at, identity.key.expires_at or row.ends_at)
-        return replace(identity, key=replace(identity.key, expires_at=ends_at))
+            rows = (await connection.execute(_by_digest, {"digests": list(digests)})).all()
+        return {bytes(row.digest): _ending_at(row.ends_at, identity_of(row)) for row in rows}
 
     async def registered_app(self, app_id: str, user_oid: str) -> RegisteredApp | None:
         async with transaction(self._engine, within_s=QUICK_S) as connection:
@@ -168,6 +170,12 @@ def identity_of(row: AnyRow) -> Identity:
             overflow=overflow_of(row.overflow),
         ),
     )
+
+
+def _ending_at(ends_at: datetime | None, identity: Identity) -> Identity:
+    if ends_at is None or identity.key is None:
+        return identity
+    return replace(identity, key=replace(identity.key, expires_at=min(ends_at, identity.key.expires_at or ends_at)))
 
 
 class _SecretRow(msgspec.Struct, frozen=True):

@@ -86,6 +86,10 @@ class FakeKeyStore:
 
     async def create_user(self, oid: str, app_id: str) -> None: ...
 
+    async def identities_of_keys(self, digests: Sequence[bytes]) -> dict[bytes, Identity]:
+        found = {digest: await self.identity_of_key(digest) for digest in digests}
+        return {digest: identity for digest, identity in found.items() if identity is not None}
+
     async def mark_expired(self, user_oid: str) -> None: ...
 
     async def mark_used(self, used: Sequence[tuple[str, datetime]]) -> None: ...

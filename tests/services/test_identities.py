@@ -20,6 +20,7 @@ from app.exceptions import (
     InvalidRequest,
     IpNotAllowed,
     PaymentExpired,
+    TooManyFailures,
     UserSuspended,
     UserUnknown,
 )
@@ -39,6 +40,7 @@ class FakeKeyStore:
     def __init__(self) -> None:
         self.rows: dict[bytes, Identity] = {}
         self.looked_up: list[bytes] = []
+        self.gathered: list[int] = []
         self.used: list[tuple[str, datetime]] = []
         self.is_away = False
         self.gate = asyncio.Event()
@@ -67,6 +69,12 @@ class FakeKeyStore:
         if self.is_away:
             raise DependencyUnavailable("database")
         return row
+
+    async def identities_of_keys(self, digests: Sequence[bytes]) -> dict[bytes, Identity]:
+        self.gathered.append(len(digests))
+        if self.is_away:
+            raise DependencyUnavailable("database")
+        return {digest: self.rows[digest] for digest in digests if digest in self.rows}
 
     async def mark_expired(self, user_oid: str) -> None:
         raise AssertionError("identities only notice; they store nothing")
@@ -588,3 +596,113 @@ async def test_days_of_grace_put_the_end_off(house: House) -> None:
     await identities.of(late.secret, address=None)
     with pytest.raises(PaymentExpired):
         await identities.of(later.secret, address=None)
+
+
+# ── Floods of bad credentials ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def guess(house: House, *, address: str | None = "203.0.113.7") -> type[Exception]:
+    with pytest.raises((InvalidApiKey, TooManyFailures)) as refused:
+        await house.identities.of(new_key(PEPPER).secret, address=address)
+    return refused.type
+
+
+async def flood(house: House, seconds: int, *, per_s: int = 200, address: str = "203.0.113.7") -> list[type[Exception]]:
+    told: list[type[Exception]] = []
+    for _ in range(seconds * 10):
+        tasks = [asyncio.create_task(guess(house, address=address)) for _ in range(per_s // 10)]
+        await house.clock.advance(0.1)
+        if tasks:
+            await house.clock.advance(0.4 if not all(task.done() for task in tasks) else 0)
+            told += [await task for task in tasks]
+    return told
+
+
+async def test_a_flood_of_guesses_is_told_to_stay_away_and_costs_few_look_ups(house: House) -> None:
+    """T017."""
+    told = await flood(house, 5)
+
+    assert told[:5] == [InvalidApiKey] * 5
+    assert told[-500:] == [TooManyFailures] * 500
+    assert len(house.store.looked_up) < 60
+    assert len(house.store.gathered) <= 5 * 5 / 0.35 + 1
+
+
+async def test_a_good_key_works_from_where_the_flood_comes(house: House) -> None:
+    """T017: one that is known at once, another after a moment."""
+    known, unknown = house.key(), house.key()
+    await house.identities.of(known.secret, address="203.0.113.7")
+    await flood(house, 2)
+
+    waiting = asyncio.create_task(house.identities.of(unknown.secret, address="203.0.113.7"))
+    assert await house.identities.of(known.secret, address="203.0.113.7") == an_identity()
+    await house.clock.advance(0.4)
+    assert await waiting == an_identity()
+
+
+async def test_other_addresses_do_not_suffer_and_a_network_of_ipv6_is_one(house: House) -> None:
+    await flood(house, 2, address="2001:db8:1:2::1")
+
+    assert await guess(house, address="2001:db8:1:3::1") is InvalidApiKey
+    neighbour = asyncio.create_task(guess(house, address="2001:db8:1:2:ffff::9"))
+    await house.clock.advance(0.4)
+    assert await neighbour is TooManyFailures
+
+
+async def test_whoever_stops_guessing_is_welcome_again(house: House) -> None:
+    await flood(house, 2)
+    await house.clock.advance(50)
+
+    assert await guess(house) is InvalidApiKey
+
+
+async def test_malformed_credentials_count_and_missing_ones_are_never_asked_about(house: House) -> None:
+    told = []
+    for _ in range(150):
+        with pytest.raises((InvalidApiKey, TooManyFailures)) as refused:
+            await house.identities.of("sk-nonsense", address=None)
+        told.append(refused.type)
+
+    assert told == [InvalidApiKey] * 100 + [TooManyFailures] * 50
+    assert (house.store.looked_up, house.store.gathered) == ([], [])
+
+
+async def test_a_gathered_look_up_that_fails_has_failed_for_all_who_waited(house: House) -> None:
+    await flood(house, 2)
+    house.store.is_away = True
+
+    calls = [asyncio.create_task(house.identities.of(new_key(PEPPER).secret, address="203.0.113.7")) for _ in range(20)]
+    await house.clock.advance(1)
+
+    told = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(error) for error in told} == {DependencyUnavailable}
+
+
+async def test_a_caller_who_leaves_does_not_take_those_who_wait_with_him(house: House) -> None:
+    key = house.key()
+    await flood(house, 2)
+    calls = [asyncio.create_task(house.identities.of(key.secret, address="203.0.113.7")) for _ in range(2)]
+    await house.clock.turns()
+    calls[0].cancel()
+    await house.clock.advance(1)
+
+    assert await calls[1] == an_identity()
+
+
+async def test_guesses_at_apps_are_bounded_too(house: House) -> None:
+    house.app()
+
+    async def guess_app() -> type[Exception]:
+        with pytest.raises((InvalidApiKey, TooManyFailures)) as refused:
+            await house.app_call(new_key(PEPPER, APP_SECRET_PREFIX).secret)
+        return refused.type
+
+    calls = [asyncio.create_task(guess_app()) for _ in range(300)]
+    await house.clock.advance(2)
+    told = await asyncio.gather(*calls)
+    calls = [asyncio.create_task(guess_app()) for _ in range(100)]
+    await house.clock.advance(3)
+    told += await asyncio.gather(*calls)
+
+    assert told[-1] is TooManyFailures
+    assert house.store.apps_looked_up < 320
