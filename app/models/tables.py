@@ -35,7 +35,7 @@ from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 from app.domain.latency import BUCKETS
 
-SCHEMA_REVISION = "0008"
+SCHEMA_REVISION = "0009"
 """The newest migration. A process whose database says otherwise migrates (or waits for the one that does)."""
 
 MAX_NAME_CHARS = 200
@@ -386,6 +386,11 @@ usage_records = Table(
     PrimaryKeyConstraint("created_at", "request_id"),
     CheckConstraint("cost_nanousd >= 0", name="cost"),
     Index("ix_usage_records_request_id", "request_id"),
+    Index(
+        "ix_usage_records_client_request_id",
+        *("client_request_id", "created_at", "request_id"),
+        postgresql_where=text("client_request_id IS NOT NULL"),
+    ),
     Index("ix_usage_records_user", "user_oid", "created_at", "request_id"),
     Index("ix_usage_records_key", "key_id", "created_at", "request_id"),
     Index("ix_usage_records_model", "requested_model", "created_at", "request_id"),
@@ -422,6 +427,11 @@ refused_calls = Table(
     Column("detail", JSONB, nullable=False),
     PrimaryKeyConstraint("created_at", "request_id"),
     Index("ix_refused_calls_request_id", "request_id"),
+    Index(
+        "ix_refused_calls_client_request_id",
+        *("client_request_id", "created_at", "request_id"),
+        postgresql_where=text("client_request_id IS NOT NULL"),
+    ),
     Index("ix_refused_calls_user", "user_oid", "created_at", "request_id"),
     Index("ix_refused_calls_key", "key_id", "created_at", "request_id"),
     Index("ix_refused_calls_model", "requested_model", "created_at", "request_id"),

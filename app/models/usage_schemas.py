@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -16,6 +17,10 @@ from app.domain.record import BudgetDetail, CallContent, CallRecord, LimitDetail
 from app.models.money_fields import amount_text, each_text
 from app.models.schemas import Moment
 from app.storage.ports import UsageSums
+
+Deletions = Mapping[str, datetime]
+"""When users were last deleted, by their oid."""
+NO_DELETIONS: Deletions = {}
 
 
 class CallView(BaseModel):
@@ -47,14 +52,17 @@ class CallView(BaseModel):
     first_token_ms: int | None
     duration_ms: int
     attempts: int
+    user_deleted: bool = Field(description="The user was deleted since; whoever has this oid now is another one.")
 
     @classmethod
-    def of(cls, record: CallRecord) -> CallView:
-        return cls(**_call_fields(record))
+    def of(cls, record: CallRecord, deletions: Deletions = NO_DELETIONS) -> CallView:
+        return cls(**_call_fields(record, deletions))
 
 
-def _call_fields(record: CallRecord) -> dict[str, Any]:
+def _call_fields(record: CallRecord, deletions: Deletions) -> dict[str, Any]:
+    deleted_at = deletions.get(record.user_oid)
     computed = {
+        "user_deleted": deleted_at is not None and record.created_at <= deleted_at,
         "created_at": record.created_at,
         "cost_usd": nano_to_usd(record.cost_nanousd),
         "price_unknown": record.is_price_unknown,
@@ -172,11 +180,13 @@ class ExplainedCallView(CallView):
     content: ContentView | None = Field(description="null where content is not kept.")
 
     @classmethod
-    def explained(cls, record: CallRecord, content: CallContent | None) -> ExplainedCallView:
+    def explained(
+        cls, record: CallRecord, content: CallContent | None, deletions: Deletions = NO_DELETIONS
+    ) -> ExplainedCallView:
         detail = record.detail
         price = PriceUsedView(id=record.price_id, source=detail.price_source) if record.price_id else None
         return cls(
-            **_call_fields(record),
+            **_call_fields(record, deletions),
             **_story(detail, record.cost_nanousd),
             price=price,
             content=None if content is None else ContentView.of(content),
@@ -245,7 +255,11 @@ class SummaryView(BaseModel):
             cost_nanousd=sum(each.cost_nanousd for each in groups),
         )
         # A call without a key, app or endpoint is summed under "", which is shown as what it means: none.
-        items = [SumsView.of(each, **{group_by: each.group or None}) for each in groups]
+        first, _, second = group_by.partition(",")
+        items = [
+            SumsView.of(each, **{first: each.group or None} | ({second: each.subgroup or None} if second else {}))
+            for each in groups
+        ]
         return cls(items=items, total=SumsView.of(total))
 
 

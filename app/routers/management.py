@@ -14,6 +14,7 @@ from app.config import Settings
 from app.domain.record import CallRecord
 from app.exceptions import InvalidRequest, NotFound
 from app.models.endpoint_schemas import EndpointEventView, LiveEndpointView
+from app.models.money_fields import Usd
 from app.models.schemas import (
     AuditVerdictView,
     AuditView,
@@ -26,7 +27,7 @@ from app.models.schemas import (
     Moment,
     PageView,
 )
-from app.models.usage_schemas import EXPORT_COLUMNS, CallView, ExplainedCallView, SummaryView, csv_line
+from app.models.usage_schemas import EXPORT_COLUMNS, CallView, Deletions, ExplainedCallView, SummaryView, csv_line
 from app.routers.deps import AdminServices, Caller, Force, Listing, Services, admin_router, require_budgets_only
 from app.storage.management_ports import AuditQuery, EndpointRow, ListQuery
 from app.storage.ports import LogFilter
@@ -159,12 +160,47 @@ def log_filter(
     http_status: Annotated[int | None, Query(ge=100, le=599)] = None,
     since: Annotated[Moment | None, Query(alias="from")] = None,
     until: Annotated[Moment | None, Query(alias="to")] = None,
+    client_request_id: Annotated[str | None, Query(max_length=64, description="The caller's own X-Request-Id.")] = None,
+    served_model: Annotated[str | None, Query(max_length=200)] = None,
+    endpoint_id: Annotated[str | None, Query(max_length=200)] = None,
+    provider: Annotated[str | None, Query(max_length=50)] = None,
+    dialect: Annotated[str | None, Query(max_length=50, examples=["chat"])] = None,
+    error_code: Annotated[str | None, Query(max_length=100, examples=["rate_limit_exceeded"])] = None,
+    is_stream: Annotated[bool | None, Query()] = None,
+    min_cost_usd: Annotated[Usd | None, Query()] = None,
+    max_cost_usd: Annotated[Usd | None, Query()] = None,
+    min_duration_ms: Annotated[int | None, Query(ge=0, le=2**31 - 1)] = None,
+    max_duration_ms: Annotated[int | None, Query(ge=0, le=2**31 - 1)] = None,
 ) -> LogFilter:
     if search and is_uuid(search):
         request_id = request_id or search
     elif search:
         user_oid = user_oid or search
-    return LogFilter(request_id, user_oid, key_id, app_id, model, outcome, http_status, since, until)
+    for name, amount in (("min_cost_usd", min_cost_usd), ("max_cost_usd", max_cost_usd)):
+        if amount is not None and not 0 <= amount < 2**63:
+            raise InvalidRequest(f"'{name}' is not an amount that a call can cost.", param=name)
+    return LogFilter(
+        request_id=request_id,
+        user_oid=user_oid,
+        key_id=key_id,
+        app_id=app_id,
+        model=model,
+        outcome=outcome,
+        http_status=http_status,
+        since=since,
+        until=until,
+        client_request_id=client_request_id,
+        served_model=served_model,
+        endpoint_id=endpoint_id,
+        provider=provider,
+        dialect=dialect,
+        error_code=error_code,
+        is_stream=is_stream,
+        min_cost_nanousd=min_cost_usd,
+        max_cost_nanousd=max_cost_usd,
+        min_duration_ms=min_duration_ms,
+        max_duration_ms=max_duration_ms,
+    )
 
 
 Filtered = Annotated[LogFilter, Depends(log_filter)]
@@ -176,7 +212,8 @@ async def list_calls(
 ) -> PageView[CallView]:
     """Calls, newest first; those that were refused are among them."""
     page = await services.reports.log_page(wanted, limit=limit, cursor=cursor)
-    return PageView(items=[CallView.of(record) for record in page.items], next_cursor=page.next_cursor)
+    deletions = await services.reports.deletions({record.user_oid for record in page.items})
+    return PageView(items=[CallView.of(record, deletions) for record in page.items], next_cursor=page.next_cursor)
 
 
 @usage.get("/logs/{request_id}")
@@ -188,7 +225,8 @@ async def explain_call(services: Services, actor: Caller, request_id: str) -> Ex
     record = await services.reports.record(request_id)
     if record is None:
         raise NotFound("There is no record of this request.")
-    return ExplainedCallView.explained(record, await services.call_contents.viewed(actor, record.request_id))
+    content = await services.call_contents.viewed(actor, record.request_id)
+    return ExplainedCallView.explained(record, content, await services.reports.deletions({record.user_oid}))
 
 
 class ErasedView(BaseModel):
@@ -207,15 +245,29 @@ async def erase_content(
 @usage.get("/summary")
 async def summarize(
     services: Services,
-    group_by: Literal["key", "user", "app", "model", "endpoint", "hour", "day"] = "model",
+    group_by: Annotated[
+        str,
+        Query(
+            max_length=40,
+            description="key, user, app, model, endpoint, hour or day, or two of them with a comma between.",
+            examples=["model", "user,day"],
+        ),
+    ] = "model",
     since: Annotated[str | None, Query(alias="from", max_length=40, examples=["2026-11-01"])] = None,
     until: Annotated[str | None, Query(alias="to", max_length=40, examples=["2026-11-30"])] = None,
+    user_oid: Annotated[str | None, Query(max_length=200)] = None,
+    key_id: Annotated[str | None, Query(max_length=200)] = None,
+    app_id: Annotated[str | None, Query(max_length=200)] = None,
+    model: Annotated[str | None, Query(max_length=200, description="That served.")] = None,
+    endpoint_id: Annotated[str | None, Query(max_length=200)] = None,
 ) -> SummaryView:
     """Sums of whole hours in UTC. `from` and `to` are days (the last one included) or RFC 3339 times."""
     now = services.clock.now()
     begins = _day_or_moment(since, "from") or now - timedelta(days=SUMMARY_DAYS)
     ends = _day_or_moment(until, "to") or now
-    return SummaryView.of(group_by, await services.reports.summary(group_by=group_by, since=begins, until=ends))
+    of = LogFilter(user_oid=user_oid, key_id=key_id, app_id=app_id, model=model, endpoint_id=endpoint_id)
+    sums = await services.reports.summary(group_by=group_by, since=begins, until=ends, of=of)
+    return SummaryView.of(group_by, sums)
 
 
 def _day_or_moment(text: str | None, param: str) -> date | datetime | None:
@@ -244,29 +296,32 @@ async def export_calls(
     """Every call that matches, newest first, streamed."""
     records = services.reports.export(wanted)
     first = await anext(records, None)  # so that a database that is away is a 503 and not half a file
-    lines = _csv_lines(first, records) if format == "csv" else _json_lines(first, records)
+    views = _views(first, records, await services.reports.deletions(None))
+    lines = _csv_lines(views) if format == "csv" else _json_lines(views)
     media = "text/csv; charset=utf-8" if format == "csv" else "application/x-ndjson"
     headers = {"content-disposition": f'attachment; filename="usage.{format}"'}
     return StreamingResponse(lines, media_type=media, headers=headers)
 
 
-async def _csv_lines(first: CallRecord | None, rest: AsyncIterator[CallRecord]) -> AsyncIterator[bytes]:
+async def _csv_lines(views: AsyncIterator[CallView]) -> AsyncIterator[bytes]:
     yield csv_line(list(EXPORT_COLUMNS))
-    async for record in _all(first, rest):
-        view = CallView.of(record).model_dump(mode="json")
-        yield csv_line([view[name] for name in EXPORT_COLUMNS])
+    async for view in views:
+        shown = view.model_dump(mode="json")
+        yield csv_line([shown[name] for name in EXPORT_COLUMNS])
 
 
-async def _json_lines(first: CallRecord | None, rest: AsyncIterator[CallRecord]) -> AsyncIterator[bytes]:
-    async for record in _all(first, rest):
-        yield CallView.of(record).model_dump_json().encode() + b"\n"
+async def _json_lines(views: AsyncIterator[CallView]) -> AsyncIterator[bytes]:
+    async for view in views:
+        yield view.model_dump_json().encode() + b"\n"
 
 
-async def _all(first: CallRecord | None, rest: AsyncIterator[CallRecord]) -> AsyncIterator[CallRecord]:
+async def _views(
+    first: CallRecord | None, rest: AsyncIterator[CallRecord], deletions: Deletions
+) -> AsyncIterator[CallView]:
     if first is not None:
-        yield first
+        yield CallView.of(first, deletions)
         async for record in rest:
-            yield record
+            yield CallView.of(record, deletions)
 
 
 # ── The trail ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -6,7 +6,7 @@ Every method may raise `DependencyUnavailable` when its store cannot be reached 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Protocol
@@ -306,6 +306,20 @@ class LogFilter:
     http_status: int | None = None
     since: datetime | None = None
     until: datetime | None = None
+    client_request_id: str | None = None
+    served_model: str | None = None
+    endpoint_id: str | None = None
+    provider: str | None = None
+    dialect: str | None = None
+    error_code: str | None = None
+    is_stream: bool | None = None
+    min_cost_nanousd: int | None = None
+    max_cost_nanousd: int | None = None
+    min_duration_ms: int | None = None
+    max_duration_ms: int | None = None
+
+
+ANY_CALL = LogFilter()
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +330,7 @@ class LogPage:
 
 @dataclass(frozen=True, slots=True)
 class UsageSums:
-    """Sums over one group; `group` is its value (a model's name, a key's id, an hour …)."""
+    """Sums over one group; `group` is its value (a model's name, a key's id, an hour …), `subgroup` that of a second grouping."""
 
     group: str
     requests: int
@@ -324,6 +338,7 @@ class UsageSums:
     prompt_tokens: int
     completion_tokens: int
     cost_nanousd: int
+    subgroup: str | None = None
 
 
 class ReportStore(Protocol):
@@ -335,8 +350,17 @@ class ReportStore(Protocol):
 
     async def content(self, request_id: str) -> CallContent | None: ...
 
-    async def summary(self, *, group_by: str, since: date | datetime, until: date | datetime) -> list[UsageSums]:
-        """From the rollups. `group_by`: key, user, app, model, endpoint, hour or day (UTC)."""
+    async def summary(
+        self, *, group_by: str, since: date | datetime, until: date | datetime, of: LogFilter = ANY_CALL
+    ) -> list[UsageSums]:
+        """From the rollups. `group_by`: key, user, app, model, endpoint, hour or day (UTC), or two of them with a comma between.
+
+        `of` narrows by user, key, app, endpoint and the model that served; the rest of it does not count.
+        """
+        ...
+
+    async def deletions(self, user_oids: Collection[str] | None) -> dict[str, datetime]:
+        """When these users (None: all) were last deleted; those who never were are left out."""
         ...
 
     def export(self, log_filter: LogFilter) -> AsyncIterator[CallRecord]:

@@ -286,7 +286,7 @@ class SqlKeys:
         sums = [func.coalesce(func.sum(usage_rollups.c[name]), 0).label(name) for name in _SUMMED]
         statement = select(*sums).where(usage_rollups.c.key_id == key_id, hour >= since, hour < until)
         row = (await self.connection.execute(statement)).one()
-        return UsageSums(key_id, **{name: int(row._mapping[name]) for name in _SUMMED})
+        return UsageSums(key_id, subgroup=None, **{name: int(row._mapping[name]) for name in _SUMMED})
 
 
 _KEY_ORDERS: dict[str, Order[KeyRow]] = {

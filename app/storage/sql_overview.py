@@ -65,7 +65,10 @@ class SqlOverview:
             .order_by(sums[-1].desc(), sums[0].desc(), group)
             .limit(limit)
         )
-        return [UsageSums(row[0], *(int(amount) for amount in row[1:])) for row in await self._rows(statement)]
+        return [
+            UsageSums(row.grp, **{name: int(row._mapping[name]) for name in _SUMS}, subgroup=None)
+            for row in await self._rows(statement)
+        ]
 
     async def key_names(self, key_ids: list[str]) -> dict[str, str]:
         wanted = [key_id for key_id in key_ids if is_uuid(key_id)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
@@ -36,9 +36,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from app.database import transaction
 from app.domain.record import CallContent, CallRecord, RecordDetail
 from app.exceptions import InvalidRequest
-from app.models.tables import refused_calls, usage_content, usage_records, usage_rollups
+from app.models.tables import deleted_users, refused_calls, usage_content, usage_records, usage_rollups
 from app.storage.keyset import decode_cursor, encode_cursor
-from app.storage.ports import LogFilter, LogPage, UsageSums
+from app.storage.ports import ANY_CALL, LogFilter, LogPage, UsageSums
 from app.storage.sql_rows import AnyRow, is_uuid
 
 log = logging.getLogger("gateway.reports")
@@ -82,12 +82,23 @@ class SqlReportStore:
             row = (await connection.execute(statement)).first()
         return None if row is None else await asyncio.to_thread(_content_of, row)
 
-    async def summary(self, *, group_by: str, since: date | datetime, until: date | datetime) -> list[UsageSums]:
+    async def summary(
+        self, *, group_by: str, since: date | datetime, until: date | datetime, of: LogFilter = ANY_CALL
+    ) -> list[UsageSums]:
         """Whole hours: from the one that `since` falls into, to the last that begins before `until`. A date as `until`
         includes that day. Sums by time come in order of time, others dearest first."""
-        statement = _summary_statement(group_by, _beginning(since), _ending(until))
+        statement = _summary_statement(group_by, _beginning(since), _ending(until), of)
+        if statement is None:
+            return []
         async with transaction(self._engine) as connection:
             return [_sums_of(row) for row in await connection.execute(statement)]
+
+    async def deletions(self, user_oids: Collection[str] | None) -> dict[str, datetime]:
+        statement = select(deleted_users.c.oid, deleted_users.c.deleted_at)
+        if user_oids is not None:
+            statement = statement.where(deleted_users.c.oid.in_(user_oids))
+        async with transaction(self._engine) as connection:
+            return {row.oid: row.deleted_at for row in await connection.execute(statement)}
 
     async def export(self, log_filter: LogFilter) -> AsyncIterator[CallRecord]:
         """Newest first, in pages by keyset. What is written meanwhile is newer and not part of it."""
@@ -153,9 +164,11 @@ def _log_statement(log_filter: LogFilter, limit: int, before: Place | None) -> S
     ledger = _page(usage_records, _LEDGER, log_filter, limit, before)
     refused = _page(refused_calls, _REFUSED, log_filter, limit, before)
     if log_filter.outcome == "refused":
-        return refused
+        return None if _excludes_refusals(log_filter) else refused
     if log_filter.outcome is not None:
         return ledger.where(usage_records.c.outcome == log_filter.outcome)
+    if _excludes_refusals(log_filter):
+        return ledger
     both = union_all(select(ledger.subquery()), select(refused.subquery()))
     # By name, as the two halves of a union have no table: newest first, like each of them.
     return both.order_by(*(both.selected_columns[name].desc() for name in ("created_at", "request_id"))).limit(limit)
@@ -181,8 +194,18 @@ def _conditions(table: Table, log_filter: LogFilter) -> list[ColumnElement[bool]
         (table.c.app_id, log_filter.app_id),
         (table.c.requested_model, log_filter.model),
         (table.c.http_status, log_filter.http_status),
+        (table.c.client_request_id, log_filter.client_request_id),
+        (table.c.dialect, log_filter.dialect),
+        (table.c.error_code, log_filter.error_code),
+        (table.c.is_stream, log_filter.is_stream),
     ]
     conditions = [column == value for column, value in wanted if value is not None]
+    if log_filter.min_duration_ms is not None:
+        conditions.append(table.c.duration_ms >= log_filter.min_duration_ms)
+    if log_filter.max_duration_ms is not None:
+        conditions.append(table.c.duration_ms <= log_filter.max_duration_ms)
+    if table is usage_records:
+        conditions += _ledger_conditions(log_filter)
     if log_filter.since is not None:
         conditions.append(table.c.created_at >= _bounded(log_filter.since))
     if log_filter.until is not None:
@@ -190,9 +213,35 @@ def _conditions(table: Table, log_filter: LogFilter) -> list[ColumnElement[bool]
     return conditions or [~false()]
 
 
+def _ledger_conditions(log_filter: LogFilter) -> list[ColumnElement[bool]]:
+    """By what only calls have that were admitted."""
+    wanted: list[tuple[Column[Any], object]] = [
+        (usage_records.c.served_model, log_filter.served_model),
+        (usage_records.c.endpoint_id, log_filter.endpoint_id),
+        (usage_records.c.provider, log_filter.provider),
+    ]
+    conditions = [column == value for column, value in wanted if value is not None]
+    if log_filter.min_cost_nanousd is not None:
+        conditions.append(usage_records.c.cost_nanousd >= log_filter.min_cost_nanousd)
+    if log_filter.max_cost_nanousd is not None:
+        conditions.append(usage_records.c.cost_nanousd <= log_filter.max_cost_nanousd)
+    return conditions
+
+
+def _excludes_refusals(log_filter: LogFilter) -> bool:
+    """They reached no endpoint and cost nothing; they were to be served by the model that was asked for."""
+    return (
+        any((log_filter.endpoint_id, log_filter.provider, log_filter.served_model))
+        or (log_filter.min_cost_nanousd or 0) > 0
+    )
+
+
 def _matches_nothing(log_filter: LogFilter) -> bool:
-    ids = (log_filter.request_id, log_filter.key_id)
-    texts = (log_filter.user_oid, log_filter.app_id, log_filter.model, log_filter.outcome)
+    ids = (log_filter.request_id, log_filter.key_id, log_filter.endpoint_id)
+    texts = (
+        *(log_filter.user_oid, log_filter.app_id, log_filter.model, log_filter.outcome, log_filter.client_request_id),
+        *(log_filter.served_model, log_filter.provider, log_filter.dialect, log_filter.error_code),
+    )
     status = log_filter.http_status
     return (
         any(ident is not None and not is_uuid(ident) for ident in ids)
@@ -275,32 +324,51 @@ _GROUPS: dict[str, ColumnElement[str]] = {
 }
 
 
-def _summary_statement(group_by: str, since: datetime, until: datetime) -> Select[*tuple[Any, ...]]:
-    group = _GROUPS.get(group_by)
-    if group is None:
-        raise InvalidRequest(f"'group_by' is one of {', '.join(_GROUPS)}.", param="group_by")
+def _summary_statement(
+    group_by: str, since: datetime, until: datetime, of: LogFilter
+) -> Select[*tuple[Any, ...]] | None:
+    names = group_by.split(",")
+    if not set(names) <= set(_GROUPS) or len(set(names)) != len(names) or len(names) > 2:
+        raise InvalidRequest(
+            f"'group_by' is one of {', '.join(_GROUPS)}, or two of them with a comma between.", param="group_by"
+        )
+    if _matches_nothing(of):
+        return None
     sums = [
         func.sum(usage_rollups.c[name]).label(name)
         for name in ("requests", "errors", "prompt_tokens", "completion_tokens", "cost_nanousd")
     ]
-    labelled = group.label("grp")
-    order = [labelled] if group_by in ("hour", "day") else [sums[-1].desc(), labelled]
+    labelled = [_GROUPS[name].label(f"grp{place}") for place, name in enumerate(names)]
+    by_time = [label for label, name in zip(labelled, names, strict=True) if name in ("hour", "day")]
     return (
-        select(labelled, *sums)
-        .where(_hour >= since.replace(minute=0, second=0, microsecond=0), _hour < until)
-        .group_by(labelled)
-        .order_by(*order)
+        select(*labelled, *sums)
+        .where(_hour >= since.replace(minute=0, second=0, microsecond=0), _hour < until, *_rollups_of(of))
+        .group_by(*labelled)
+        .order_by(*by_time, sums[-1].desc(), *labelled)
     )
+
+
+def _rollups_of(of: LogFilter) -> list[ColumnElement[bool]]:
+    columns = usage_rollups.c
+    wanted = (
+        (columns.user_oid, of.user_oid),
+        (columns.key_id, of.key_id),
+        (columns.app_id, of.app_id),
+        (columns.model, of.model),
+        (columns.endpoint_id, of.endpoint_id),
+    )
+    return [column == value for column, value in wanted if value is not None]
 
 
 def _sums_of(row: AnyRow) -> UsageSums:
     return UsageSums(
-        group=row.grp,
+        group=row.grp0,
         requests=int(row.requests),
         errors=int(row.errors),
         prompt_tokens=int(row.prompt_tokens),
         completion_tokens=int(row.completion_tokens),
         cost_nanousd=int(row.cost_nanousd),
+        subgroup=row.grp1 if "grp1" in row._mapping else None,
     )
 
 

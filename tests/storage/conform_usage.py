@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import random
 from datetime import UTC, date, datetime, timedelta
+from typing import TypedDict
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -20,7 +21,14 @@ from app.storage.rejected import RecordsRejected
 from tests.storage.records import DETAIL, ENDPOINT, KEY_A, KEY_B, NOON, a_claim, a_content, a_record, a_refusal, an_id
 
 HOUR = timedelta(hours=1)
-ALWAYS = {"since": date(2020, 1, 1), "until": date(2099, 1, 1)}
+
+
+class Span(TypedDict):
+    since: date
+    until: date
+
+
+ALWAYS: Span = {"since": date(2020, 1, 1), "until": date(2099, 1, 1)}
 ANY = LogFilter()
 INJECTIONS = ["' OR 1=1--", "';SELECT pg_sleep(5)--", "$1", "\\", "%", "_", "%%%%", "x" * 10_000, "\x00", "\ud800", ""]
 
@@ -249,6 +257,11 @@ class ReportStoreConformance:
             served_model="m",
             outcome="timeout",
             http_status=504,
+            client_request_id="mine",
+            endpoint_id=KEY_B,
+            error_code="upstream_timeout",
+            duration_ms=90_000,
+            cost_nanousd=777_000_000,
         )
         await usage.write([plain, other, refused])
         expected: list[tuple[LogFilter, list[CallRecord]]] = [
@@ -272,11 +285,24 @@ class ReportStoreConformance:
                 [refused, other, plain],
             ),
             (LogFilter(user_oid="u", outcome="ok"), []),
+            (LogFilter(served_model="m"), [other]),
+            (LogFilter(client_request_id="mine"), [other]),
+            (LogFilter(endpoint_id=KEY_B), [other]),
+            (LogFilter(endpoint_id=KEY_B, outcome="refused"), []),
+            (LogFilter(error_code="upstream_timeout"), [other]),
+            (LogFilter(min_cost_nanousd=0, min_duration_ms=90_000), [other]),
+            (LogFilter(max_duration_ms=89_999, user_oid="u"), []),
+            (LogFilter(min_cost_nanousd=777_000_000), [other]),
+            (LogFilter(min_cost_nanousd=777_000_001), []),
+            (LogFilter(max_cost_nanousd=776_999_999, key_id=KEY_B), [refused]),
+            (LogFilter(dialect="messages"), []),
         ]
         for log_filter, records in expected:
             assert await everything(reports, log_filter, limit=1) == records, log_filter
 
-    @pytest.mark.parametrize("field", ["request_id", "user_oid", "key_id", "app_id", "model", "outcome"])
+    @pytest.mark.parametrize(
+        "field", ["request_id", "user_oid", "key_id", "app_id", "model", "outcome", "client_request_id", "endpoint_id"]
+    )
     async def test_words_that_would_be_sql_are_only_words(
         self, usage: UsageStore, reports: ReportStore, field: str
     ) -> None:
@@ -337,6 +363,31 @@ class ReportStoreConformance:
     async def test_the_dearest_come_first(self, usage: UsageStore, reports: ReportStore) -> None:
         await usage.write([a_record(user_oid=f"u{cost}", cost_nanousd=cost) for cost in (5, 50, 20)])
         assert [s.group for s in await reports.summary(group_by="user", **ALWAYS)] == ["u50", "u20", "u5"]
+
+    async def test_sums_are_grouped_by_two_and_narrowed(self, usage: UsageStore, reports: ReportStore) -> None:
+        await usage.write(
+            [
+                *(a_record(NOON + i * HOUR, user_oid="u", served_model="m", key_id=KEY_B) for i in (0, 0, 24)),
+                a_record(user_oid="u", served_model="n"),
+                a_record(user_oid="v", served_model="m"),
+            ]
+        )
+        found = await reports.summary(group_by="model,day", of=LogFilter(user_oid="u"), **ALWAYS)
+        shown = sorted((each.group, (each.subgroup or "")[-2:], each.requests) for each in found)
+        assert shown == [("m", "23", 2), ("m", "24", 1), ("n", "23", 1)]
+        for of, requests in (
+            (LogFilter(key_id=KEY_B), 3),
+            (LogFilter(model="m"), 4),
+            (LogFilter(model="' OR 1=1--"), 0),
+            (LogFilter(key_id="no uuid"), 0),
+        ):
+            assert sum(each.requests for each in await reports.summary(group_by="user", of=of, **ALWAYS)) == requests
+
+    @pytest.mark.parametrize("group_by", ["", "user,", "user,user", "user,model,day", "user;model", "user, model"])
+    async def test_a_grouping_that_is_none_is_refused(self, reports: ReportStore, group_by: str) -> None:
+        with pytest.raises(InvalidRequest) as refused:
+            await reports.summary(group_by=group_by, **ALWAYS)
+        assert refused.value.param == "group_by"
 
     async def test_an_unknown_grouping_is_refused(self, reports: ReportStore) -> None:
         with pytest.raises(InvalidRequest) as refused:
