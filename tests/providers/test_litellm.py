@@ -271,7 +271,7 @@ class Spy:
         return await self._sdk.acompletion(**arguments)
 
 
-async def test_only_allowed_arguments_reach_the_sdk(provider: LiteLLMProvider, upstream: ScriptedUpstream) -> None:
+async def test_t036_only_allowed_arguments_reach_the_sdk(provider: LiteLLMProvider, upstream: ScriptedUpstream) -> None:
     provider._sdk = spy = Spy(provider)
     call = a_call(temperature=0.5, max_tokens=9, service_tier="priority", some_new_field=1, web_search_options={})
     steering = {"api_base": b'"http://127.0.0.1:9"', "mock_response": b'"x"', "num_retries": b"5", "metadata": b"{}"}
@@ -317,7 +317,7 @@ async def test_hints_a_provider_does_not_know_are_dropped_and_orders_are_refused
     ],
 )
 @pytest.mark.parametrize("model", ["anthropic/claude-x", "gemini/gemini-2.5-pro", "ollama/llava"])
-async def test_addresses_in_messages_are_never_fetched(
+async def test_t042_addresses_in_messages_are_never_fetched(
     provider: LiteLLMProvider, upstream: ScriptedUpstream, part: dict[str, object], model: str
 ) -> None:
     async with ScriptedUpstream() as canary:
