@@ -6,7 +6,7 @@ fetching things from the internet, and looking for credentials and addresses in 
 1. The arguments are built from an allow-list of the call's fields, never from the body as a whole: LiteLLM obeys `api_base`,
    `mock_response`, prices and much else when they are among its arguments.
 2. All its requests go through one session of ours. Hooks on that session write down what really happened on the wire
-   (`_Exchange`): whether anything was sent, the true status and headers, the connection to close. LiteLLM's own exceptions blur
+   (`WireExchange`): whether anything was sent, the true status and headers, the connection to close. LiteLLM's own exceptions blur
    that: a refused connection, a redirect and a 529 all come out as its status 500.
 3. Its answers are written out as JSON again and read by the same dialect as a relayed answer. A stream's end is judged by what
    the provider sent: where that was nothing, LiteLLM invents `finish_reason: "stop"` and a usage, and neither is believed.
@@ -23,9 +23,7 @@ import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any, Final
 
 import aiohttp
@@ -35,13 +33,14 @@ from app.clock import Clock, SystemClock
 from app.config import export_settings, withdraw_from_environment
 from app.dialects.base import BadAnswer, Dialect, StreamReader, UpstreamProblem, UpstreamSaidError
 from app.dialects.openai_chat import CHAT_PATH
-from app.dialects.openai_usage import read_usage
 from app.domain.call import Call, Meter, Quality
 from app.domain.catalog import Endpoint, ProviderKind
-from app.domain.pricing import Usage
 from app.exceptions import AttemptFailed, FailureKind, InvalidRequest, UpstreamError
 from app.providers import failures
 from app.providers.base import Answer
+from app.providers.litellm_answers import plain_answer, plain_event, usage_of, usages_in
+from app.providers.litellm_mends import mend
+from app.providers.litellm_wire import WireExchange, hooks
 from app.providers.relay import keep_answer, since_ms
 from app.providers.session import REASONS, GuardedSession
 from app.providers.transport import NO_HOSTS, AddressBlocked, AddressPolicy, ExchangeFailed
@@ -100,9 +99,7 @@ _PROSE: Final = frozenset(
     {"text", "content", "arguments", "name", "description", "reasoning_content", "thinking", "refusal"}
 )
 """Members of a message that are words, wherever they stand; an address in them is never fetched by anyone here."""
-_NOISE: Final = frozenset({"provider_specific_fields", "citations", "system_fingerprint", "service_tier"})
 _CLOSING_S: Final = 1.0
-_GOODBYE_S: Final = 0.25
 _BYTES_PER_TOKEN: Final = 4
 """Only for a bill whose usage never came; as for answers that are relayed."""
 _MAX_KNOWN_MODELS: Final = 1024
@@ -143,7 +140,7 @@ class LiteLLMProvider:
             raise
         if self._sdk is None:
             session = self._guarded.session()
-            session.trace_configs.append(_hooks())
+            session.trace_configs.append(hooks())
             _lend(session, sdk)
             self._sdk = sdk
 
@@ -164,7 +161,7 @@ class LiteLLMProvider:
             raise _unservable(
                 f"The model is served by a provider that answers chat completions only, not '{dialect.name}'."
             )
-        exchange = _Exchange(connect_s=endpoint.timeouts.connect_s)
+        exchange = WireExchange(connect_s=endpoint.timeouts.connect_s)
         deadline_s = min(deadline_s, self._clock.monotonic() + endpoint.timeouts.total_s)
         attempt = _Attempt(call, endpoint, dialect, meter, exchange, deadline_s, self._clock)
         try:
@@ -287,6 +284,8 @@ def _credential_of(endpoint: Endpoint) -> dict[str, object]:
             raise _misconfigured("credential_malformed") from None
     if parts.keys() - _CREDENTIAL_PARTS:
         raise _misconfigured("credential_malformed")
+    if "aws_access_key_id" in parts and parts["api_key"] == NO_KEY:
+        del parts["api_key"]  # it would be taken for a bearer token, and nothing would be signed
     family = endpoint.upstream_model.partition("/")[0]
     if (needed := _NEEDED_PARTS.get(family)) and needed not in parts:
         raise _misconfigured("credential_missing")
@@ -306,7 +305,7 @@ class _Attempt:
     endpoint: Endpoint
     dialect: Dialect
     meter: Meter
-    exchange: _Exchange
+    exchange: WireExchange
     deadline_s: float
     clock: Clock
     has_begun: bool = False
@@ -315,9 +314,9 @@ class _Attempt:
 
     async def read(self, raw: Any) -> Answer:
         """A unary answer, complete and checked."""
-        body = msgspec.json.encode(_plain_answer(raw))
+        body = msgspec.json.encode(plain_answer(raw))
         facts = self.dialect.read_answer(body)
-        self.meter.usage = _usage_of(raw)
+        self.meter.usage = usage_of(raw)
         self.meter.quality = Quality.EXACT if self.meter.usage else Quality.ESTIMATED
         self.meter.finish_reason = facts.finish_reason
         self.meter.delivered_tokens = -(-facts.output_bytes // _BYTES_PER_TOKEN)
@@ -333,10 +332,11 @@ class _Attempt:
         reader = self.dialect.stream_reader(self.call)
         self.events = self._events(reader)
         first = bytearray()
-        async for event in self.events:
-            first += event
-            if reader.has_begun:
-                break
+        with self.exchange.noted():  # some of its providers are not asked before the first chunk is
+            async for event in self.events:
+                first += event
+                if reader.has_begun:
+                    break
         self.has_begun = True
         self.meter.first_token_ms = since_ms(self.meter.started_s)
         keep_answer(self.meter, bytes(first))
@@ -358,7 +358,7 @@ class _Attempt:
         try:
             try:
                 async for chunk in self.raw_stream:
-                    passed = reader.feed(_plain_event(chunk, self.raw_stream))
+                    passed = reader.feed(plain_event(chunk, self.raw_stream))
                     self.meter.delivered_tokens = reader.delivered_tokens
                     if passed:
                         yield passed
@@ -374,7 +374,7 @@ class _Attempt:
 
     def _note_usage(self, reader: StreamReader) -> None:
         """The provider's figures where it sent any; where not, LiteLLM counts for itself, and that is not believed."""
-        meter, seen = self.meter, _usages_in(self.raw_stream)
+        meter, seen = self.meter, usages_in(self.raw_stream)
         meter.finish_reason, meter.delivered_tokens = reader.finish_reason, reader.delivered_tokens
         if not reader.is_complete:
             # Anthropic counts the prompt in its first event; the break came before it counted the answer.
@@ -425,6 +425,8 @@ class _Attempt:
     def _failure(self, fault: Exception) -> AttemptFailed:
         """What a fault means, by what was seen on the wire first and by LiteLLM's own words last."""
         exchange, has_begun = self.exchange, self.has_begun
+        if exchange.bad is not None:
+            return failures.of_bad_answer(exchange.bad, has_begun=has_begun)
         fault = getattr(fault, "original_exception", None) or fault
         match fault:
             case ExchangeFailed(reason="litellm_loading"):
@@ -461,78 +463,7 @@ class _Attempt:
         )
 
 
-# ── What LiteLLM hands out ────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _plain_answer(raw: Any) -> dict[str, object]:
-    """LiteLLM's answer in OpenAI's shape: without its notes, and without a usage of zeros that stands for none."""
-    answer = _cleaned(raw.model_dump(exclude_none=True))
-    for choice in answer.get("choices", ()):
-        choice.get("message", {}).setdefault("content", None)
-    if not _usage_of(raw):
-        answer.pop("usage", None)
-    return answer
-
-
-def _plain_event(chunk: Any, stream: Any) -> bytes:
-    """A chunk as an event. Raises: BadAnswer("truncated") for an ending that no provider sent."""
-    dump = _cleaned(chunk.model_dump(exclude_none=True))
-    for choice in dump["choices"]:
-        if choice.setdefault("finish_reason", None) and not (
-            getattr(stream, "received_finish_reason", None) or getattr(stream, "intermittent_finish_reason", None)
-        ):
-            raise BadAnswer("truncated")
-    if dump.get("usage"):
-        # OpenAI's last chunk has no choices; LiteLLM's has one with nothing in it, and the figures may be its own.
-        if not _usages_in(stream):
-            del dump["usage"]
-        dump["choices"] = []
-    return b"data: " + msgspec.json.encode(dump) + b"\n\n"
-
-
-def _usages_in(stream: Any) -> list[Usage]:
-    """What the provider has said about usage so far, in order."""
-    return [usage for chunk in getattr(stream, "chunks", ()) if (usage := _usage_of(chunk))]
-
-
-def _cleaned(dump: dict[str, Any]) -> dict[str, Any]:
-    """Without the members that only LiteLLM knows, at the three levels where it puts them."""
-    answer = {name: value for name, value in dump.items() if name not in _NOISE}
-    for choice in answer.get("choices", ()):
-        for holder in (choice, choice.get("message"), choice.get("delta")):
-            for name in _NOISE & (holder or {}).keys():
-                del holder[name]
-    return answer
-
-
-def _usage_of(raw: Any) -> Usage | None:
-    """The usage on an answer or chunk as ours; None where there is none, or only the zeros that LiteLLM starts with."""
-    given = getattr(raw, "usage", None)
-    if given is None:
-        return None
-    usage = read_usage(msgspec.json.encode(given.model_dump(exclude_none=True)))
-    if usage is None or not (usage.prompt_tokens or usage.completion_tokens):
-        return None
-    details = getattr(getattr(given, "prompt_tokens_details", None), "cache_creation_token_details", None)
-    one_hour = getattr(details, "ephemeral_1h_input_tokens", None) or 0
-    return replace(
-        usage,
-        cache_write_5m_tokens=max(0, usage.cache_write_5m_tokens - one_hour),
-        cache_write_1h_tokens=one_hour,
-        service_tier=_served_as(raw, given) or usage.service_tier,
-    )
-
-
-def _served_as(raw: Any, usage: Any) -> str | None:
-    """The service tier as the price map names it, from where each provider puts it."""
-    said = (getattr(usage, "speed", None), getattr(usage, "inference_geo", None), getattr(raw, "service_tier", None))
-    named = [name.lower() for name in said if isinstance(name, str) and len(name) <= _MAX_TIER_NAME]
-    return next((name for name in named if name not in _ORDINARY), None)
-
-
-_MAX_TIER_NAME = 40
-_ORDINARY = frozenset({"", "auto", "default", "standard", "global", "not_available"})
-"""Ways of being served that cost what the model costs."""
+# ── What went wrong ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _words_of(fault: Exception, dialect: Dialect) -> UpstreamProblem:
@@ -572,7 +503,7 @@ def _status_of(fault: Exception) -> int:
     return status if isinstance(status, int) and 400 <= status <= 599 else 500
 
 
-def _as_exchange_failed(exchange: _Exchange) -> ExchangeFailed:
+def _as_exchange_failed(exchange: WireExchange) -> ExchangeFailed:
     if isinstance(exchange.fault, AddressBlocked):
         return ExchangeFailed("endpoint_blocked", is_sent=False, is_blocked=True)
     reason = next((reason for kind, reason in REASONS if isinstance(exchange.fault, kind)), "connection_lost")
@@ -611,110 +542,6 @@ def _misconfigured(reason: str) -> AttemptFailed:
     return AttemptFailed(kind=FailureKind.NOTHING_SENT, reason=reason, error=UpstreamError())
 
 
-# ── On the wire ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(slots=True)
-class _Exchange:
-    """What really happened on the wire in one attempt; written by the hooks."""
-
-    connect_s: float
-    waits_for: str = ""
-    limit: asyncio.Timeout | None = None
-    _limit_after_connect: tuple[float | None, str] | None = None
-    is_sent: bool = False
-    fault: BaseException | None = None
-    status: int | None = None
-    headers: Mapping[str, str] | None = None
-    response: aiohttp.ClientResponse | None = None
-    is_over: bool = False
-    """All of the answer is here."""
-
-    @contextmanager
-    def noted(self) -> Iterator[None]:
-        token = _current.set(self)
-        try:
-            yield
-        finally:
-            _current.reset(token)
-
-    def connecting(self) -> None:
-        if self.limit is None:
-            return
-        due, soonest = self.limit.when(), asyncio.get_running_loop().time() + self.connect_s
-        if due is None or soonest < due:
-            self._limit_after_connect = (due, self.waits_for)
-            self.limit.reschedule(soonest)
-            self.waits_for = "connect_timeout"
-
-    def connected(self) -> None:
-        if self.limit is not None and self._limit_after_connect is not None:
-            due, self.waits_for = self._limit_after_connect
-            self._limit_after_connect = None
-            self.limit.reschedule(due)
-
-    def answered(self, response: aiohttp.ClientResponse) -> None:
-        """Raises: aiohttp.ClientError for a redirect: followed, it would carry the credential to an address nobody chose."""
-        self.response, self.status, self.headers = response, response.status, response.headers
-        if 300 <= response.status < 400:
-            response.close()
-            raise aiohttp.ClientPayloadError("redirect")
-
-    async def close(self) -> None:
-        """Close the connection, at once unless the answer is over: then its last bytes, the end of the body, make it reusable."""
-        response, self.response = self.response, None
-        if response is None:
-            return
-        try:
-            async with asyncio.timeout(_GOODBYE_S):
-                while self.is_over and await response.content.readany():
-                    pass
-        except (TimeoutError, aiohttp.ClientError, OSError):
-            pass  # the answer is complete all the same
-        finally:
-            response.close()
-
-
-_current: ContextVar[_Exchange | None] = ContextVar("litellm_exchange", default=None)
-
-
-def _hooks() -> aiohttp.TraceConfig:
-    """Hooks that tell the current exchange what happens; a request of no exchange passes unseen."""
-
-    async def connecting(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
-        if exchange := _current.get():
-            exchange.connecting()
-
-    async def connected(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
-        if exchange := _current.get():
-            exchange.connected()
-
-    async def sent(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
-        if exchange := _current.get():
-            exchange.is_sent = True
-
-    async def answered(
-        session: aiohttp.ClientSession, context: SimpleNamespace, params: aiohttp.TraceRequestEndParams
-    ) -> None:
-        if exchange := _current.get():
-            exchange.answered(params.response)
-
-    async def failed(
-        session: aiohttp.ClientSession, context: SimpleNamespace, params: aiohttp.TraceRequestExceptionParams
-    ) -> None:
-        if (exchange := _current.get()) and exchange.status is None:
-            exchange.fault = params.exception
-
-    config = aiohttp.TraceConfig()
-    config.on_connection_create_start.append(connecting)
-    config.on_connection_create_end.append(connected)
-    config.on_request_headers_sent.append(sent)
-    config.on_request_end.append(answered)
-    config.on_request_exception.append(failed)
-    config.freeze()
-    return config
-
-
 # ── The package ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -733,6 +560,7 @@ def _imported() -> Any:
     sdk.disable_aiohttp_trust_env = True  # no proxies from the environment
     sdk.disable_streaming_logging = True
     sdk.turn_off_message_logging = True
+    mend(importlib.import_module)
     sdk.callbacks, sdk.success_callback, sdk.failure_callback = [], [], []
     for name in ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router"):
         logger = logging.getLogger(name)

@@ -23,6 +23,7 @@ from tests.kit.upstream_calls import (
     status_of,
 )
 from tests.kit.wire import Event, Shape
+from tests.kit.wire_families import STREAM_TYPES
 
 Ending = Literal["keep", "close", "reset"]
 SLICE: Final = b"x" * 65_536
@@ -157,7 +158,7 @@ class Performance:
         record.status = status_of(scenario)
         framing = b"transfer-encoding: chunked" if self._is_chunked else b"connection: close"
         framing = b"cache-control: no-cache\r\n" + framing
-        content_type = "text/event-stream; charset=utf-8"
+        content_type = STREAM_TYPES.get(self._shape.protocol, "text/event-stream; charset=utf-8")
         head = response_head(scenario, status=record.status, content_type=content_type, framing=framing)
         record.usage_due = wire.usage_after(self._shape, scenario, 0)
         await self._send(head + b"%d\r\n\r\n" % record.number)

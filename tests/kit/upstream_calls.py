@@ -10,11 +10,13 @@ from typing import Final
 
 import msgspec
 
-from tests.kit import wire
+from tests.kit import wire, wire_families
 from tests.kit.invoice import InvoiceLine, Outcome, Usage
 from tests.kit.scenario import Scenario
 from tests.kit.wire import Protocol, Shape
 
+STREAMED: Final = ("chat", "completions", "messages", "responses", "cohere", "cohere_v1")
+"""Protocols whose requests say in the body that they want a stream."""
 SHAPES_PER_PLAN_CAP: Final = 1_024
 REASONS: Final = {200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 404: b"Not Found", 429: b"Too Many Requests"}
 _MULTIPART_MODEL = re.compile(rb'name="model"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]*)')
@@ -134,8 +136,8 @@ def read_shape(request: Request, protocol: Protocol, scenario: Scenario) -> Shap
         inputs = 1 if items and isinstance(items[0], int) else len(items)
     return Shape(
         protocol,
-        model=envelope.model or _deployment_of(request.path),
-        is_stream=bool(envelope.stream) and protocol in ("chat", "completions", "messages", "responses"),
+        model=envelope.model or _deployment_of(request.path) or wire_families.model_of(request.path),
+        is_stream=wire_families.is_stream_path(request.path) or (bool(envelope.stream) and protocol in STREAMED),
         wants_usage=bool(envelope.stream_options and envelope.stream_options.include_usage),
         n=max(1, envelope.n or 1),
         inputs=inputs,

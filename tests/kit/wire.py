@@ -13,12 +13,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+from tests.kit import wire_families
 from tests.kit.invoice import Usage
 from tests.kit.scenario import Scenario, UsageMode
+from tests.kit.wire_families import Family
 
 Protocol = Literal[
     "chat", "completions", "embeddings", "responses", "messages", "count_tokens", "models",
     "images", "transcription", "speech", "moderations", "rerank",
+    "gemini", "bedrock", "cohere", "cohere_v1",
 ]  # fmt: skip
 Json = dict[str, object]
 
@@ -49,6 +52,8 @@ _ANTHROPIC_STOP = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "to
 
 def protocol_of(path: str) -> Protocol | None:
     """By the end of the path: any base path may stand before it."""
+    if (family := wire_families.family_of(path)) is not None:
+        return family
     if "/models/" in path:
         return "models"
     return next((protocol for suffix, protocol in _PATHS if path.endswith(suffix)), None)
@@ -151,11 +156,17 @@ def usage_json(protocol: Protocol, usage: Usage, mode: UsageMode) -> Json | None
     """The usage object in the protocol's words, distorted as the mode says; `None` for `missing`."""
     if mode == "missing":
         return None
-    plain = _USAGE_WORDS.get(protocol, _openai_usage)(usage)
+    family = _family(protocol)
+    plain = wire_families.usage_words(family, usage) if family else _USAGE_WORDS.get(protocol, _openai_usage)(usage)
     if mode == "mismatched":
         return plain | {"total_tokens": usage.total_tokens + 7}
     distort = _DISTORTIONS.get(mode)
     return plain if distort is None else _distorted(plain, distort)
+
+
+def _family(protocol: Protocol) -> Family | None:
+    """The protocol, where `wire_families` speaks it."""
+    return protocol if protocol in ("gemini", "bedrock", "cohere", "cohere_v1") else None
 
 
 def _openai_usage(usage: Usage) -> Json:
@@ -247,6 +258,9 @@ def unary_body(shape: Shape, scenario: Scenario) -> tuple[bytes, str]:
         return b"ID3\x04stub-audio", ""
     mode: UsageMode = scenario.usage
     usage = usage_json(shape.protocol, full_usage(shape, scenario), mode)
+    if (family := _family(shape.protocol)) is not None:
+        told = wire_families.body(family, scenario, whole_text(scenario), finish_reason(shape, scenario), usage)
+        return compact(told).encode("utf-8", "surrogatepass"), "" if usage is None else compact(usage)
     body = _UNARY[shape.protocol](shape, scenario)
     has_usage = usage is not None and shape.protocol not in ("models", "count_tokens", "moderations")
     if has_usage:
@@ -389,9 +403,31 @@ def _stop_reason(shape: Shape, scenario: Scenario) -> str | None:
 def stream(shape: Shape, scenario: Scenario) -> Stream:
     """The events of a streamed answer. Only chat, completions, messages and responses have any."""
     builders = {"messages": _messages_stream, "responses": _responses_stream}
-    made = builders.get(shape.protocol, _openai_stream)(shape, scenario)
+    family = _family(shape.protocol)
+    made = (
+        builders.get(shape.protocol, _openai_stream)(shape, scenario)
+        if family is None
+        else _of(family, shape, scenario)
+    )
     dues = tuple(usage_after(shape, scenario, chunks) for chunks in range(len(made.content) + 1))
     return replace(made, usage_after=dues)
+
+
+def _of(family: Family, shape: Shape, scenario: Scenario) -> Stream:
+    count = chunk_count(shape, scenario)
+    usage = usage_json(shape.protocol, usage_after(shape, scenario, count), scenario.usage)
+    texts = pieces(scenario, count)
+    parts = wire_families.events(
+        family, scenario, texts, finish_reason(shape, scenario), usage, lambda data, name: _framed(data, name, scenario)
+    )
+    preamble, content, tail = (tuple(map(Event, part)) for part in parts)
+    if tail and usage is not None:
+        tail = (*tail[:-1], Event(tail[-1].data, compact(usage)))
+    return Stream(preamble, content, tail)
+
+
+def _framed(data: Json, name: str, scenario: Scenario) -> bytes:
+    return sse(compact(data), scenario, event=name or None)
 
 
 def _openai_stream(shape: Shape, scenario: Scenario) -> Stream:
@@ -597,6 +633,10 @@ def unknown_event(scenario: Scenario) -> bytes:
 def error_event(protocol: Protocol, scenario: Scenario, *, message: str) -> bytes:
     """The protocol's way to say in a stream that it broke."""
     payload = scenario.error_body
+    if payload is None and (family := _family(protocol)) is not None:
+        return wire_families.error_event(
+            family, scenario.status, message, lambda data, name: _framed(data, name, scenario)
+        )
     if payload is None:
         payload = compact(error_json(protocol, scenario, message))
     return sse(payload, scenario, event="error" if protocol in ("messages", "responses") else None)
@@ -604,6 +644,8 @@ def error_event(protocol: Protocol, scenario: Scenario, *, message: str) -> byte
 
 def error_json(protocol: Protocol, scenario: Scenario, message: str) -> Json:
     """A well-formed error of the protocol; its type follows the status."""
+    if (family := _family(protocol)) is not None:
+        return wire_families.error(family, scenario.status, message)
     if protocol in ("messages", "count_tokens"):
         kind = scenario.error_code or _ANTHROPIC_ERRORS.get(scenario.status, "api_error")
         return {"type": "error", "error": {"type": kind, "message": message}, "request_id": "req_stub"}

@@ -16,7 +16,7 @@ import pytest
 from app.dialects.openai_usage import read_usage
 from app.domain.money import PicoUsd
 from app.domain.pricing import Price, Rates, ServiceTier, Usage, cost_of
-from app.providers.litellm import _usage_of
+from app.providers.litellm_answers import usage_of
 
 Json = dict[str, Any]
 
@@ -264,7 +264,7 @@ def test_anthropics_shape_costs_what_the_pencil_says(litellm: Any, price: Price,
     from litellm.llms.anthropic.chat.transformation import AnthropicConfig
 
     read = AnthropicConfig().calculate_usage(reported, reasoning_content=None)
-    usage = _usage_of(SimpleNamespace(usage=read))
+    usage = usage_of(SimpleNamespace(usage=read))
     assert usage is not None
     _adds_up(usage, price, nanousd)
 
@@ -392,7 +392,7 @@ GEMINI_VECTORS: list[tuple[str, Price, Json, int]] = [
 def test_geminis_shape_costs_what_the_pencil_says(litellm: Any, price: Price, reported: Json, nanousd: int) -> None:
     from litellm.llms.vertex_ai.gemini.vertex_and_google_ai_studio_gemini import VertexGeminiConfig
 
-    usage = _usage_of(SimpleNamespace(usage=VertexGeminiConfig._calculate_usage({"usageMetadata": reported})))
+    usage = usage_of(SimpleNamespace(usage=VertexGeminiConfig._calculate_usage({"usageMetadata": reported})))
     assert usage is not None
     _adds_up(usage, price, nanousd)
 
@@ -422,6 +422,6 @@ def test_how_litellm_says_the_call_was_served(usage: Any, raw: Any, tier: str | 
     usage.prompt_tokens_details = None
     usage.model_dump = lambda **_: {"prompt_tokens": 1, "completion_tokens": 1}
     raw.usage = usage
-    read = _usage_of(raw)
+    read = usage_of(raw)
     assert read is not None
     assert read.service_tier == tier
