@@ -65,6 +65,7 @@ from app.services.catalog import CatalogFollower
 from app.services.chat import Chat
 from app.services.endpoint_care import EndpointCare
 from app.services.endpoint_events import EndpointEvents
+from app.services.checkpoints import LOOK_EVERY_S
 from app.services.estimation import Estimation
 from app.services.expectations import Expectations
 from app.services.failover import Failover
@@ -414,6 +415,7 @@ def chores(process: Process) -> list[Chore]:
         Chore("configuration", lambda: follow(process)),
         Chore("messages", lambda: process.signals.listen(container.catalog.poke)),
         Chore("leases", admission.renew_leases, every_s=settings.reservation_lease_seconds / 3),
+        Chore("checkpoints", admission.checkpoints.write, every_s=LOOK_EVERY_S),
         Chore("reaper", lambda: process.counters.expire_leases(500), every_s=2.0, is_elected=True),
         Chore("counters", process.counters.watch),
         Chore("journals", lambda: process.counters.adopt(settings.data_dir / JOURNAL), every_s=ORPHANS_EVERY_S),

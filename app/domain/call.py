@@ -129,6 +129,10 @@ class Meter:
     """Output tokens that a hard budget has reserved for, over all choices; a stream is ended there. None: no hard budget."""
     grow: Callable[[int], Awaitable[int]] | None = None
     """Ask for more than was granted: takes the tokens wanted in all and returns those granted in all. None: there is no more."""
+    booked_tokens: int = 0
+    """Output tokens that are charged already, should this process die now; a stream under a hard budget is never ahead of them."""
+    book_ahead: Callable[[], Awaitable[None]] | None = None
+    """Charge for more of them, before more is handed on. None: nobody is promised anything."""
     capped_max_tokens: int | None = None
     """`max_tokens` as lowered to what the budget can pay; None when it was left alone."""
 

@@ -8,6 +8,9 @@ import msgspec
 
 from app.domain.pricing import Usage
 
+LOST = "lost"
+"""The error code of what nobody lived to record; as an outcome: nothing is known of the call but that it was admitted."""
+
 
 class AttemptDetail(msgspec.Struct, frozen=True, omit_defaults=True):
     endpoint_id: str
@@ -108,6 +111,11 @@ class CallRecord(msgspec.Struct, frozen=True, array_like=True):
     def is_refusal(self) -> bool:
         """Refused before any upstream was tried: logged, but no part of the ledger."""
         return self.outcome == "refused"
+
+    @property
+    def is_lost(self) -> bool:
+        """Written in the name of a process that was gone; when that was only paused, what it knows takes this record's place."""
+        return self.error_code == LOST and self.outcome in (LOST, "interrupted")
 
     @property
     def is_price_unknown(self) -> bool:

@@ -40,6 +40,7 @@ from app.exceptions import (
     RateLimited,
 )
 from app.services import budget
+from app.services.checkpoints import Checkpoints
 from app.services.estimation import Estimation
 from app.services.expectations import USEFUL_TOKENS, Expectations
 from app.services.overflow import OverflowQueues
@@ -92,6 +93,7 @@ class Admission:
         self._turnstiles = Turnstiles()
         self._queues = OverflowQueues(clock=clock, turnstiles=self._turnstiles)
         self.running = RunningCalls()
+        self.checkpoints = Checkpoints(counters=counters, clock=clock)
         self._unsettled: deque[Settlement] = deque()
         self._doubtful: deque[str] = deque()
 
@@ -105,6 +107,8 @@ class Admission:
         model = await self._admit(model, meter, catalog)
         meter.is_admitted = True
         self.running.add(meter.request_id)
+        if meter.call.is_stream:
+            self.checkpoints.add(meter)
         try:
             yield model
         except BaseException as error:
@@ -114,6 +118,7 @@ class Admission:
             self._conclude(meter, None)
         finally:
             self.running.discard(meter.request_id)
+            self.checkpoints.discard(meter)
             await self._settle(meter)
 
     async def swapped(self, model: Model, meter: Meter) -> bool:
@@ -253,7 +258,7 @@ class Admission:
         floor = min(expected, USEFUL_TOKENS * meter.call.choices)
         need = budget.need_of(meter, model, floor_tokens=floor, expected_tokens=expected)
         budgets = budget.claims_of(meter, model, need, now=meter.created_at, zone=self._zone)
-        lost = budget.surely_sent(meter, model)
+        lost = budget.lost_cost(meter, model, need)
         meter.model = model
         return Reservation(
             call_id=meter.request_id,
@@ -286,9 +291,9 @@ class Admission:
         """Write into the meter what was claimed and granted."""
         meter.limits, meter.budgets = admitted.limits, admitted.budgets
         hard = [claim for claim in reservation.budgets if claim.budget.hard_limit_nanousd is not None]
+        most, tokens = reservation.need.max_output_tokens, admitted.output_tokens
         if not hard:
             return
-        most, tokens = reservation.need.max_output_tokens, admitted.output_tokens
         meter.granted_tokens = tokens
         if tokens >= most:
             return

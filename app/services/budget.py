@@ -16,11 +16,14 @@ from app.domain.service_tiers import asked_tiers
 from app.exceptions import PriceUnknown
 from app.services.context_validation import window_of
 
+FIRST_AHEAD_TOKENS = 64
+"""What a stream under a hard budget is charged for before its first checkpoint: most are noted before they have delivered so much."""
+
 
 def claims_of(meter: Meter, model: Model, need: Need, *, now: datetime, zone: tzinfo) -> list[BudgetClaim]:
     """The claims of one call against every budget of its key, user, app and model, for the periods that `now` falls into."""
     most = need.cost_of(need.max_output_tokens)
-    lost = NanoUsd(min(most, surely_sent(meter, model)))
+    lost = lost_cost(meter, model, need)
     claims = [
         claim
         for scope, holder, budgets in _holders(meter, model)
@@ -102,6 +105,21 @@ def _possible_prices(model: Model) -> list[Price] | None:
     prices = [model.price_at(endpoint) for endpoint in model.endpoints] or [model.price]
     known = [price for price in prices if price is not None]
     return known if len(known) == len(prices) else None
+
+
+def lost_cost(meter: Meter, model: Model, need: Need) -> NanoUsd:
+    """What a call is charged whose process dies before anything of its answer is known.
+
+    Where no hard budget pays: what was surely sent, its prompt. A hard budget is promised never to be overspent, so there nothing that
+    the upstream may yet put on its invoice may go unpaid: of a stream so many tokens as it is not let past before its first
+    checkpoint, of a unary answer all that was reserved for it (the admission lowers this to what it granted).
+    """
+    if not any(budget.hard_limit_nanousd is not None for _, _, held in _holders(meter, model) for budget in held):
+        return surely_sent(meter, model)
+    tokens = need.max_output_tokens
+    if meter.call.is_stream:
+        tokens = min(tokens, FIRST_AHEAD_TOKENS * meter.call.choices)
+    return need.cost_of(tokens)
 
 
 def surely_sent(meter: Meter, model: Model) -> NanoUsd:

@@ -29,7 +29,7 @@ from app.exceptions import CounterStoreAway, DependencyUnavailable
 from app.services.recovery import Kept, RecoveringCounters, refusal
 from app.storage.journal import Journal, JournalFull, adopt_orphans
 from app.storage.local_counters import LocalCounters
-from app.storage.ports import Admission, Admitted, PendingRecord, Reservation, Settlement, UsageSink
+from app.storage.ports import Admission, Admitted, Checkpoint, PendingRecord, Reservation, Settlement, UsageSink
 from app.telemetry import logger
 
 LOOK_EVERY_S = 0.5
@@ -143,6 +143,16 @@ class FallbackCounters:
             return False
         self._recovering.forget(kept)
         return True
+
+    async def checkpoint(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Raises: CounterStoreAway; nobody waits for it."""
+        if not self._back.is_set():
+            raise CounterStoreAway
+        try:
+            await self._recovering.checkpoint(checkpoints)
+        except CounterStoreAway:
+            self._note_away()
+            raise
 
     async def release(self, call_id: str) -> None:
         self._local.settle(call_id, tokens=None)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from app.domain.call import Attempt, Meter, Outcome, Quality
-from app.domain.pricing import Usage
+from app.domain.pricing import Cost, Price, Usage
 from app.domain.record import (
+    LOST,
     AttemptDetail,
     BudgetDetail,
     CallRecord,
@@ -42,13 +45,34 @@ def record_if_lost(meter: Meter, *, lost_nanousd: int) -> CallRecord:
         quality=Quality.ESTIMATED,
         outcome=Outcome.LOST,
         http_status=0,
-        error_code=str(Outcome.LOST),
+        error_code=LOST,
         cost_nanousd=lost_nanousd,
         duration_ms=0,
         detail=RecordDetail(
             estimated_prompt_tokens=estimate.prompt_tokens if estimate else None,
             estimated_completion_tokens=estimate.completion_tokens if estimate else None,
         ),
+    )
+
+
+def record_if_interrupted(
+    meter: Meter, *, usage: Usage, price: Price | None, cost: Cost, duration_ms: int
+) -> CallRecord:
+    """The record to write should this process die now, in the middle of a stream: what it has delivered is charged."""
+    detail = msgspec.structs.replace(
+        _detail(meter), usage=usage, price_source=price.source if price else None, arithmetic=_arithmetic(cost)
+    )
+    return _record(
+        meter,
+        usage=usage,
+        quality=Quality.PARTIAL,
+        outcome=Outcome.INTERRUPTED,
+        http_status=200,
+        error_code=LOST,
+        cost_nanousd=cost.nanousd,
+        duration_ms=duration_ms,
+        price=price,
+        detail=detail,
     )
 
 
@@ -63,7 +87,9 @@ def _record(
     cost_nanousd: int,
     duration_ms: int,
     detail: RecordDetail,
+    price: Price | None = None,
 ) -> CallRecord:
+    price = price or meter.price
     identity, call, endpoint = meter.identity, meter.call, meter.endpoint
     return CallRecord(
         request_id=meter.request_id,
@@ -88,7 +114,7 @@ def _record(
         reasoning_tokens=usage.reasoning_tokens,
         usage_quality=str(quality),
         cost_nanousd=cost_nanousd,
-        price_id=meter.price.id if meter.price else None,
+        price_id=price.id if price else None,
         first_token_ms=meter.first_token_ms,
         duration_ms=duration_ms,
         attempts=len(meter.attempts),
@@ -125,9 +151,7 @@ def _detail(meter: Meter) -> RecordDetail:
             )
             for state in meter.budgets
         ),
-        arithmetic=tuple(CostLineDetail(line.what, line.quantity, line.unit_pico) for line in cost.lines)
-        if cost
-        else (),
+        arithmetic=_arithmetic(cost) if cost else (),
         price_source=price.source if price else None,
         estimated_prompt_tokens=estimate.prompt_tokens if estimate else None,
         estimated_completion_tokens=estimate.completion_tokens if estimate else None,
@@ -136,6 +160,10 @@ def _detail(meter: Meter) -> RecordDetail:
         usage=meter.usage,
         warnings=tuple(meter.warnings),
     )
+
+
+def _arithmetic(cost: Cost) -> tuple[CostLineDetail, ...]:
+    return tuple(CostLineDetail(line.what, line.quantity, line.unit_pico) for line in cost.lines)
 
 
 def _attempt(attempt: Attempt) -> AttemptDetail:

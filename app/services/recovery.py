@@ -27,6 +27,7 @@ from app.storage.ports import (
     Admission,
     Admitted,
     BudgetsUnseeded,
+    Checkpoint,
     Epoch,
     EpochLost,
     Reservation,
@@ -90,6 +91,8 @@ class RecoveringCounters:
         self._has_told = asyncio.Event()
         self._has_told.set()
         self._open: dict[str, tuple[Reservation, Admitted]] = {}
+        self._checkpoints: dict[str, Checkpoint] = {}
+        """The last of each call that is open."""
         self._unconfirmed: dict[str, Kept] = {}
         self._kept_bytes = 0
         self.processes = 1
@@ -132,7 +135,7 @@ class RecoveringCounters:
         again = self._unconfirmed.get(settlement.call_id)
         if again is not None:
             return again
-        held = self._open.pop(settlement.call_id, None)
+        held = self._closed(settlement.call_id)
         budgets = tuple(claim.counter for claim in held[0].budgets) if held else ()
         return Kept(settlement, budgets, self._epoch or "")
 
@@ -149,8 +152,12 @@ class RecoveringCounters:
         await self._deliver(kept)
 
     async def release(self, call_id: str) -> None:
-        self._open.pop(call_id, None)
+        self._closed(call_id)
         await self._shared.release(call_id)
+
+    async def checkpoint(self, checkpoints: Sequence[Checkpoint]) -> None:
+        self._checkpoints.update((each.call_id, each) for each in checkpoints if each.call_id in self._open)
+        await self._shared.checkpoint(checkpoints)
 
     async def grow(self, call_id: str, output_tokens: int) -> int:
         granted = await self._shared.grow(call_id, output_tokens)
@@ -219,6 +226,7 @@ class RecoveringCounters:
         opened, records = list(self._open.values()), list(self._unconfirmed.values())
         try:
             await _each(opened, lambda held: self._shared.reassert(*held))
+            await self._shared.checkpoint(list(self._checkpoints.values()))
             for kept in records:
                 kept.position, kept.must_book = None, True
             self._epoch = epoch.token
@@ -260,6 +268,10 @@ class RecoveringCounters:
             case None:
                 pass
         return 0.0
+
+    def _closed(self, call_id: str) -> tuple[Reservation, Admitted] | None:
+        self._checkpoints.pop(call_id, None)
+        return self._open.pop(call_id, None)
 
     def _note_growth(self, call_id: str, granted: int) -> None:
         """Keep the reservation as it is now."""

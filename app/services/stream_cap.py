@@ -80,6 +80,8 @@ class CappedChunks:
         granted = meter.granted_tokens or 0
         if meter.grow is not None and reader.delivered_tokens >= self._ask_at:
             granted = await self._grown(granted, reader.delivered_tokens)
+        if reader.delivered_tokens > meter.booked_tokens and meter.book_ahead is not None:
+            await meter.book_ahead()  # before it is handed on: a process that dies has charged for it
         if reader.delivered_tokens <= max(granted, self._count_at) or reader.delivered_tokens == before:
             return chunk
         if reader.is_complete or await self._is_within(granted):

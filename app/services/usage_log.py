@@ -252,12 +252,19 @@ def _park(batch: Sequence[PendingRecord], error: RecordsRejected) -> None:
             )
 
 
+def readable_record(pending: PendingRecord) -> CallRecord:
+    """Raises msgspec.ValidationError or DecodeError on bytes that are no record."""
+    record = decode_record(pending.packed)
+    charged = pending.cost_nanousd
+    return record if charged is None else msgspec.structs.replace(record, cost_nanousd=charged)
+
+
 def _readable(batch: Sequence[PendingRecord]) -> list[CallRecord]:
     """Decode a batch. Bytes that are no record are named in the log and passed over: they must not hold up the others."""
     records = []
     for pending in batch:
         try:
-            records.append(decode_record(pending.packed))
+            records.append(readable_record(pending))
         except msgspec.MsgspecError:
             logger.error("unreadable_record", position=pending.position, packed=pending.packed.hex()[:2000])
     return records

@@ -295,7 +295,7 @@ def to_come(claim: BudgetClaim, waiting: Iterable[CallRecord], booked: Mapping[s
     for record in waiting:
         if not _is_booked_to(claim, record):
             continue
-        is_lost, stands = record.outcome == "lost", known.get(record.request_id)
+        is_lost, stands = record.is_lost, known.get(record.request_id)
         if stands is None:
             change += record.cost_nanousd
         elif stands.is_lost and not is_lost:

@@ -84,6 +84,15 @@ class Settlement:
     record: bytes = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What to charge and to record of a running call should its process die from now on."""
+
+    call_id: str
+    cost_nanousd: NanoUsd
+    record: bytes = field(repr=False)
+
+
 class Counters(Protocol):
     async def admit(self, reservation: Reservation) -> Admission:
         """Claim everything in one atomic step, or nothing."""
@@ -95,6 +104,10 @@ class Counters(Protocol):
 
     async def grow(self, call_id: str, output_tokens: int) -> int:
         """Reserve for so many output tokens in all. Returns how many are reserved for now: fewer, where there is no more money."""
+        ...
+
+    async def checkpoint(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Replace what the reaper would write of these calls; one that has ended is left alone."""
         ...
 
     async def release(self, call_id: str) -> None:
@@ -187,6 +200,8 @@ class SharedCounters(Counters, Protocol):
 class PendingRecord:
     position: str
     packed: bytes
+    cost_nanousd: int | None = None
+    """What was charged, where that was decided after the record was packed: it stands in place of the record's own figure."""
 
 
 class UsageSink(Protocol):

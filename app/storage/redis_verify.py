@@ -69,7 +69,9 @@ class RedisCounterProof:
                 entries: Any = await redis.xrange(LEDGER, min=start, count=AT_ONCE)
             for position, fields in entries:
                 try:
-                    records.append(decode_record(fields[b"r"]))
+                    record = decode_record(fields[b"r"])
+                    charged = int(fields.get(b"k", record.cost_nanousd))
+                    records.append(msgspec.structs.replace(record, cost_nanousd=charged))
                 except (msgspec.MsgspecError, KeyError):
                     unreadable.append(position.decode())
             if len(entries) < AT_ONCE:

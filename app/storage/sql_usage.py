@@ -159,11 +159,13 @@ class SqlUsageStore:
         refusals = [record for record in records if record.is_refusal]
         await self.ensure_partitions(*map(_time_of, records))
         async with transaction(self._engine) as connection:
-            await _take_turns(connection, has_lost=any(map(_is_lost, records)), has_refusals=bool(refusals))
+            await _take_turns(
+                connection, has_lost=any(record.is_lost for record in records), has_refusals=bool(refusals)
+            )
             new_refusals = await _insert(connection, REFUSED_INSERT, _REFUSED_FIELDS, refusals)
             ledger = await _without_those_refused(connection, [record for record in records if not record.is_refusal])
             new = await _insert(connection, LEDGER_INSERT, _LEDGER_FIELDS, ledger)
-            known = [record for record in ledger if record.request_id not in new and not _is_lost(record)]
+            known = [record for record in ledger if record.request_id not in new and not record.is_lost]
             replaced = await _replace_lost(connection, known, refusals)
             found = {record.request_id for record in replaced}
             added = [record for record in ledger if record.request_id in new or record.request_id in found]
@@ -297,7 +299,8 @@ _CALLS = "unnest($1::timestamptz[], $2::uuid[]) AS given (created_at, request_id
 _SAME_CALL = "usage_records.created_at = given.created_at AND usage_records.request_id = given.request_id"
 LOST_SELECT = (
     f"SELECT {', '.join(f'usage_records.{name}' for name in _LEDGER_TYPES if name != 'detail')} FROM usage_records "  # noqa: S608
-    f"JOIN {_CALLS} ON {_SAME_CALL} WHERE outcome = 'lost' ORDER BY usage_records.request_id FOR UPDATE OF usage_records"
+    f"JOIN {_CALLS} ON {_SAME_CALL} WHERE error_code = 'lost' AND outcome IN ('lost', 'interrupted') "  # `CallRecord.is_lost`
+    "ORDER BY usage_records.request_id FOR UPDATE OF usage_records"
 )
 LOST_DELETE = f"DELETE FROM usage_records USING {_CALLS} WHERE {_SAME_CALL}"  # noqa: S608 - ours
 REFUSED_SELECT = (
@@ -314,12 +317,12 @@ async def _take_turns(connection: AsyncConnection, *, has_lost: bool, has_refusa
 
 async def _without_those_refused(connection: AsyncConnection, ledger: list[CallRecord]) -> list[CallRecord]:
     """Without the `lost` records of calls that are known to have been refused: such a call never reached an upstream."""
-    lost = [record for record in ledger if _is_lost(record)]
+    lost = [record for record in ledger if record.is_lost]
     if not lost:
         return ledger
     found = await connection.exec_driver_sql(REFUSED_SELECT, _calls(lost))
     refused = {str(request_id) for (request_id,) in found}
-    return [record for record in ledger if not (_is_lost(record) and record.request_id in refused)]
+    return [record for record in ledger if not (record.is_lost and record.request_id in refused)]
 
 
 async def _replace_lost(
@@ -351,15 +354,11 @@ def _calls(records: Sequence[CallRecord]) -> tuple[list[datetime], list[str]]:
     return [_time_of(record) for record in records], [record.request_id for record in records]
 
 
-def _is_lost(record: CallRecord) -> bool:
-    return record.outcome == "lost"
-
-
 def _one_for_each_call(records: Iterable[CallRecord]) -> Iterable[CallRecord]:
     """The first of each call, unless that one is `lost` and a later one knows more."""
     first: dict[str, CallRecord] = {}
     for record in records:
-        if record.request_id not in first or (_is_lost(first[record.request_id]) and not _is_lost(record)):
+        if record.request_id not in first or (first[record.request_id].is_lost and not record.is_lost):
             first[record.request_id] = record
     return first.values()
 

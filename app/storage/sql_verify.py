@@ -90,7 +90,10 @@ BILLS = f"""
     WHERE created_at >= $1 AND created_at < $2 AND (created_at, request_id) > ($1, $3::uuid)
     ORDER BY created_at, request_id LIMIT {PAGE_ROWS}
 """  # noqa: S608 - our own numbers
-BOOKED = "SELECT request_id, cost_nanousd, outcome FROM usage_records WHERE request_id = ANY($1::uuid[])"
+BOOKED = (
+    "SELECT request_id, cost_nanousd, coalesce(error_code = 'lost' AND outcome IN ('lost', 'interrupted'), false) AS is_lost "
+    "FROM usage_records WHERE request_id = ANY($1::uuid[])"
+)
 _MONTHS_KEPT = text(
     "SELECT child.relname FROM pg_inherits JOIN pg_class child ON child.oid = inhrelid "
     "WHERE inhparent = to_regclass('usage_records') ORDER BY child.relname"
@@ -162,7 +165,7 @@ class SqlLedgerProof:
             spent = [await _spent(connection, claim) for claim in claims]
             ids = [call_id for call_id in call_ids if is_uuid(call_id)]
             rows = (await connection.exec_driver_sql(BOOKED, (ids,))).mappings().all() if ids else []
-        booked = {str(row["request_id"]): Booked(row["cost_nanousd"], row["outcome"] == "lost") for row in rows}
+        booked = {str(row["request_id"]): Booked(row["cost_nanousd"], row["is_lost"]) for row in rows}
         return Standing(spent, booked)
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from decimal import Decimal
 
 import pytest
 import redis.asyncio
 
-from tests.e2e.house import request_id_of
+from tests.e2e.house import HELLO, request_id_of
 from tests.e2e.site import Site, nanousd, standing_site, well
 from tests.kit.processes import GatewayProcess
+from tests.kit.raw_http import SseStream, request_bytes
 from tests.kit.scenario import Scenario
 
 pytestmark = pytest.mark.timeout(300)
@@ -73,6 +76,62 @@ async def test_no_answered_call_is_without_its_record_and_none_has_two(site: Sit
 
     assert len(answered.ids) > TRIALS * 5, "there was a load to kill under"
     await assert_all_recorded(site, user, model, answered.ids)
+
+
+async def test_a_killed_stream_is_charged_what_it_had_delivered_and_at_most_a_checkpoint_more(site: Site) -> None:
+    """T127: ten live streams, half of them under a hard budget, which has then paid for all that the upstream may bill."""
+    model = await site.house.model(Scenario(chunks=400, gap_ms=30))
+    concurrency = [{"kind": "concurrency", "limit": 5, "window_seconds": 0}]
+    budgets = [{"period": "total", "hard_limit_usd": "5"}]
+    plain = await site.house.key(limits=concurrency)
+    user = await site.house.user(budgets=budgets)
+    promised = await site.house.key(user, limits=concurrency)
+    async with GatewayProcess(site.env | {"RESERVATION_LEASE_SECONDS": str(LEASE_S)}, name="victim") as victim:
+        async with AsyncExitStack() as stack:
+            opened = [SseStream.opened(victim.port, stream_request(key, model)) for key in (plain, promised) * 5]
+            streams = [await stack.enter_async_context(each) for each in opened]
+            ids = [stream.head.header("x-request-id") or "" for stream in streams]
+            delivered = await asyncio.gather(*(pieces_within(stream, 3.0) for stream in streams))
+            victim.kill()
+
+    lines = (await site.house.upstream.settled()).of_model(model).lines
+    records = [await site.house.record(request_id, within_s=30) for request_id in ids]
+    for record, pieces in zip(records, delivered, strict=True):
+        assert (record["outcome"], record["error_code"], record["usage_quality"]) == ("interrupted", "lost", "partial")
+        assert pieces > 0
+        # Two seconds between checkpoints at 33 tokens a second, and as much again for a machine that is busy.
+        assert abs(record["completion_tokens"] - pieces) <= 140
+        assert Decimal(record["cost_usd"]) > 0
+    for record, pieces in list(zip(records, delivered, strict=True))[1::2]:
+        assert record["completion_tokens"] >= pieces, "nothing was handed on that the budget had not paid for"
+    assert len(lines) == 10
+    client = redis.asyncio.Redis.from_url(site.valkey.url, socket_timeout=5)
+    try:
+        spent, reserved = await client.hmget(f"ag:b:user:{user}:total", "s", "r")
+    finally:
+        await client.aclose()
+    assert (int(spent or -1), int(reserved or 0)) == (sum(nanousd(record["cost_usd"]) for record in records[1::2]), 0)
+    fast = await site.house.model()
+    for key in (plain, promised):
+        assert (await site.house.chat(key, fast)).status == 200, "the slots of the dead are free"
+
+
+async def pieces_within(stream: SseStream, seconds: float) -> int:
+    """How many events carried a part of the answer in that time."""
+    count = 0
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                (event,) = await stream.take(1)
+                count += '"content"' in event.data
+    except TimeoutError:
+        return count
+
+
+def stream_request(key: str, model: str) -> bytes:
+    body = {"model": model, "messages": HELLO, "stream": True, "max_tokens": 2_000}
+    headers = {"Authorization": f"Bearer {key}"}
+    return request_bytes("POST", "/v1/chat/completions", headers=headers, json_body=body)
 
 
 async def assert_all_recorded(site: Site, user: str, model: str, answered: list[str]) -> None:

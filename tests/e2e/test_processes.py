@@ -121,7 +121,7 @@ async def test_a_killed_process_leaves_a_record_of_every_call_that_reached_an_up
 
     for request_id in ids:
         record = await house.record(request_id, within_s=15)
-        assert record["outcome"] == "lost"
+        assert record["outcome"] in ("lost", "interrupted"), "a checkpoint had been written of it, or not yet"
     fast = await house.model()
     answer = await house.chat(key, fast)
     assert answer.status == 200, "the slots of the dead are free"

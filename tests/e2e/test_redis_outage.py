@@ -250,10 +250,10 @@ async def test_a_process_that_stood_still_past_its_leases_ends_its_calls_and_cor
         paused.resume()
         events = await stream.rest()
         async with asyncio.timeout(15):
-            while (record := await site.house.record(request_id))["outcome"] == "lost":
+            while (record := await site.house.record(request_id))["error_code"] == "lost":
                 await asyncio.sleep(0.05)
 
-    assert lost["outcome"] == "lost"
+    assert lost["outcome"] in ("lost", "interrupted"), "a checkpoint had been written of it, or not yet"
     assert (record["outcome"], record["usage_quality"]) == ("interrupted", "partial")
     assert record["cost_usd"] > lost["cost_usd"] > "0.000000000"
     assert not events[-1].is_done_marker, "it was ended, not finished"

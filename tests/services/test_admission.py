@@ -431,11 +431,24 @@ async def test_what_was_claimed_is_noted_for_the_headers_and_the_record(house: H
     assert [state.claim.counter for state in meter.budgets] == ["user:alice:total"]
 
 
-async def test_the_record_of_a_call_that_may_be_lost_names_it_before_anything_is_sent(house: House) -> None:
-    meter = a_meter(an_identity(a_user(budgets=(a_budget(10**9),))))
+@pytest.mark.parametrize(
+    ("hard", "is_stream", "cost_nanousd"),
+    [
+        pytest.param(None, False, 200, id="no hard budget: the prompt, as estimated"),
+        pytest.param(None, True, 200, id="no hard budget, a stream: the same"),
+        pytest.param(10**9, False, 200 + 90 * 8, id="a hard budget: all that the upstream may yet bill"),
+        pytest.param(10**9, True, 200 + 64 * 8, id="a hard budget, a stream: as far as it gets without a checkpoint"),
+    ],
+)
+async def test_the_record_of_a_call_that_may_be_lost_names_it_before_anything_is_sent(
+    house: House, hard: int | None, is_stream: bool, cost_nanousd: int
+) -> None:
+    meter = a_meter(an_identity(a_user(budgets=(a_budget(hard, soft=1),))), call=a_call(is_stream=is_stream))
+    meter.estimate = an_estimate(100, 90)
 
     await house.call(meter)
 
     lost = decode_record(house.reservation.record)
     assert (lost.request_id, lost.outcome, lost.user_oid) == (meter.request_id, "lost", "alice")
-    assert lost.cost_nanousd == 200, "the prompt, as estimated"
+    assert lost.cost_nanousd == cost_nanousd
+    assert [claim.lost_nanousd for claim in house.reservation.budgets] == [cost_nanousd]

@@ -142,8 +142,8 @@ A_CALL = a_record(cost_nanousd=100)
         ([A_CALL, A_CALL], {}, 100),
         ([A_CALL], {A_CALL.request_id: Booked(100, False)}, 0),
         ([A_CALL], {A_CALL.request_id: Booked(7, True)}, 93),
-        ([a_record(request_id=A_CALL.request_id, outcome="lost", cost_nanousd=7), A_CALL], {}, 100),
-        ([A_CALL, a_record(request_id=A_CALL.request_id, outcome="lost", cost_nanousd=7)], {}, 100),
+        ([a_record(request_id=A_CALL.request_id, outcome="lost", error_code="lost", cost_nanousd=7), A_CALL], {}, 100),
+        ([A_CALL, a_record(request_id=A_CALL.request_id, outcome="lost", error_code="lost", cost_nanousd=7)], {}, 100),
         ([a_record(user_oid="another", cost_nanousd=9)], {}, 0),
     ],
 )

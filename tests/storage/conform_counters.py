@@ -20,6 +20,7 @@ from app.storage.ports import (
     Admitted,
     BudgetRefused,
     BudgetsUnseeded,
+    Checkpoint,
     Counters,
     LimitRefused,
     Reservation,
@@ -315,6 +316,61 @@ class CountersConformance:
         assert budget is not None
         assert (budget.spent_nanousd, budget.reserved_nanousd) == (30, 100)
         assert (await counters.limit_states([tokens(1_000, 0)]))[0].remaining == 880
+
+    async def test_a_call_that_dies_after_a_checkpoint_is_charged_and_recorded_by_the_last_one(
+        self, counters: Counters, sink: UsageSink, at: At
+    ) -> None:
+        """T127."""
+        at(NOW_MS)
+        await counters.seed(money(0), NanoUsd(0))
+        await counters.admit(reservation("stream", slots(1), money(400, lost=150), lease_s=60))
+        for cost in (200, 250):
+            await counters.checkpoint([Checkpoint("stream", NanoUsd(cost), f"so far {cost}".encode())])
+        at(NOW_MS + 60_001)
+        await counters.expire_leases(100)
+
+        assert [(r.packed, r.cost_nanousd) for r in await sink.pending(limit=9, wait_s=0.01)] == [(b"so far 250", 250)]
+        (budget,) = await counters.budget_states([money(0)])
+        assert budget is not None
+        assert (budget.spent_nanousd, budget.reserved_nanousd) == (250, 0)
+
+        await counters.settle(settlement("stream", cost=260))  # it was only paused
+        (budget,) = await counters.budget_states([money(0)])
+        assert budget is not None
+        assert budget.spent_nanousd == 260
+
+    async def test_a_checkpoint_that_comes_after_the_end_of_its_call_changes_nothing(
+        self, counters: Counters, sink: UsageSink, at: At
+    ) -> None:
+        at(NOW_MS)
+        await counters.seed(money(0), NanoUsd(0))
+        await counters.admit(reservation("done", money(400, lost=150)))
+        await counters.settle(settlement("done", cost=30))
+        await counters.checkpoint([Checkpoint("done", NanoUsd(200), b"late"), Checkpoint("never", NanoUsd(9), b"x")])
+        at(NOW_MS + 60_001)
+
+        assert await counters.expire_leases(100) == 0
+        assert await recorded(sink) == ["done:done"]
+        (budget,) = await counters.budget_states([money(0)])
+        assert budget is not None
+        assert (budget.spent_nanousd, budget.reserved_nanousd) == (30, 0)
+
+    async def test_a_lost_call_is_charged_no_more_than_it_was_granted_and_its_record_says_so(
+        self, counters: Counters, sink: UsageSink, at: At
+    ) -> None:
+        at(NOW_MS)
+        await counters.seed(money(0), NanoUsd(0))
+        need = Need(NanoUsd(100), PicoUsd(1_000_000), 10_000_000, 1, is_elastic=True)
+        claim = money(need.cost_of(10_000_000), lost=need.cost_of(10_000_000))
+        answer = await counters.admit(reservation("lost", claim, lease_s=60, need=need))
+        assert isinstance(answer, Admitted)
+        at(NOW_MS + 60_001)
+        await counters.expire_leases(100)
+
+        (record,) = await sink.pending(limit=9, wait_s=0.01)
+        (budget,) = await counters.budget_states([money(0)])
+        assert budget is not None
+        assert record.cost_nanousd == budget.spent_nanousd == need.cost_of(answer.output_tokens) < USD
 
     async def test_settlements_append_their_records_in_order_until_they_are_confirmed(
         self, counters: Counters, sink: UsageSink
