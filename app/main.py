@@ -63,9 +63,9 @@ from app.services.bootstrap import FirstModel, bootstrap
 from app.services.call_content import CallContents
 from app.services.catalog import CatalogFollower
 from app.services.chat import Chat
+from app.services.checkpoints import LOOK_EVERY_S
 from app.services.endpoint_care import EndpointCare
 from app.services.endpoint_events import EndpointEvents
-from app.services.checkpoints import LOOK_EVERY_S
 from app.services.estimation import Estimation
 from app.services.expectations import Expectations
 from app.services.failover import Failover

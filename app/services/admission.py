@@ -154,6 +154,8 @@ class Admission:
         except (BudgetExceeded, BudgetReserved, PriceUnknown):
             return False
         self.running.add(meter.request_id)
+        if meter.call.is_stream:
+            self.checkpoints.add(meter)
         return True
 
     # ── Chores ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -37,6 +37,7 @@ class Checkpoints:
     def add(self, meter: Meter) -> None:
         """A stream was admitted. Where a hard budget pays for it, it is noted ahead."""
         stream = self._streams[meter.request_id] = _Stream(meter)
+        meter.book_ahead = None
         if meter.granted_tokens is not None:
             meter.booked_tokens = first_ahead(meter)
             meter.book_ahead = lambda: self._book_ahead(stream)
