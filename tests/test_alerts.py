@@ -293,7 +293,7 @@ class FakeSink:
     records: list[bytes]
     confirmed: int = 0
 
-    async def append(self, packed: bytes) -> str:
+    async def append(self, call_id: str, packed: bytes) -> str:
         self.records.append(packed)
         return str(len(self.records) - 1)
 

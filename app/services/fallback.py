@@ -43,7 +43,7 @@ REPLAYED_AT_ONCE = 200
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
-    """One line of the journal: a settlement, or the bare record of a refusal (no call id)."""
+    """One line of the journal: a settlement, or the record of a refusal."""
 
     call_id: str
     cost_nanousd: int
@@ -54,6 +54,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     must_book: bool
     is_lost: bool = False
     """What to settle with if nothing else is found: the process died before the call ended."""
+    is_refusal: bool = False
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -121,9 +122,9 @@ class FallbackCounters:
         if not await self._handed_over(kept):
             self._recovering.keep(kept)
 
-    async def append(self, packed: bytes) -> str:
-        """Hand over a record that no settlement carries. Raises: CounterStoreAway when the journal takes no more either."""
-        kept = refusal(packed)
+    async def append(self, call_id: str, packed: bytes) -> str:
+        """Hand over the record of a refusal. Raises: CounterStoreAway when the journal takes no more either."""
+        kept = refusal(call_id, packed)
         if await self._handed_over(kept):
             return kept.position or ""
         self._recovering.forget(kept)
@@ -291,8 +292,8 @@ class FallbackSink:
         self._sink = sink
         self._counters = counters
 
-    async def append(self, packed: bytes) -> str:
-        return await self._counters.append(packed)
+    async def append(self, call_id: str, packed: bytes) -> str:
+        return await self._counters.append(call_id, packed)
 
     async def pending(self, *, limit: int, wait_s: float) -> list[PendingRecord]:
         return await self._sink.pending(limit=limit, wait_s=wait_s)
@@ -336,9 +337,10 @@ def _entry(kept: Kept) -> Entry:
         kept.budgets,
         kept.epoch,
         kept.must_book,
+        is_refusal=kept.is_refusal,
     )
 
 
 def _kept(entry: Entry) -> Kept:
     settlement = Settlement(entry.call_id, NanoUsd(entry.cost_nanousd), entry.tokens, entry.record)
-    return Kept(settlement, entry.budgets, entry.epoch, entry.must_book)
+    return Kept(settlement, entry.budgets, entry.epoch, entry.must_book, is_refusal=entry.is_refusal)

@@ -55,7 +55,7 @@ Item = TypeVar("Item")
 
 @dataclass(slots=True)
 class Kept:
-    """A settlement that SQL may not have yet, or the bare record of a refusal: one without a call id, which nothing was claimed for."""
+    """A settlement that SQL may not have yet, or the record of a refusal."""
 
     settlement: Settlement
     budgets: tuple[str, ...] = ()
@@ -65,15 +65,11 @@ class Kept:
     """The store knows no reservation of this call: its cost is booked by the budgets' names."""
     position: str | None = None
     sent_s: float = 0.0
-
-    @property
-    def name(self) -> str:
-        """What it is kept under."""
-        return self.settlement.call_id or f"refused {id(self)}"
+    is_refusal: bool = False
 
 
-def refusal(packed: bytes) -> Kept:
-    return Kept(Settlement("", NanoUsd(0), 0, packed))
+def refusal(call_id: str, packed: bytes) -> Kept:
+    return Kept(Settlement(call_id, NanoUsd(0), 0, packed), is_refusal=True)
 
 
 class RecoveringCounters:
@@ -237,8 +233,8 @@ class RecoveringCounters:
 
     async def _deliver(self, kept: Kept) -> None:
         generation = self._generation
-        if not kept.settlement.call_id:
-            position = await self._sink.append(kept.settlement.record)
+        if kept.is_refusal:
+            position = await self._sink.append(kept.settlement.call_id, kept.settlement.record)
             if generation == self._generation:
                 kept.position = position
             return
@@ -287,9 +283,10 @@ class RecoveringCounters:
 
     def keep(self, kept: Kept) -> None:
         """Hold it until SQL has it; `look` sends what has no position."""
-        if kept.name not in self._unconfirmed:
+        call_id = kept.settlement.call_id
+        if call_id not in self._unconfirmed:
             self._kept_bytes += len(kept.settlement.record)
-        self._unconfirmed[kept.name] = kept
+        self._unconfirmed[call_id] = kept
         while self._kept_bytes > KEPT_BYTES:
             oldest = next(iter(self._unconfirmed.values()))
             if oldest.position is None:
@@ -311,7 +308,7 @@ class RecoveringCounters:
 
     def forget(self, kept: Kept) -> None:
         """Somebody else holds it now."""
-        if self._unconfirmed.pop(kept.name, None) is not None:
+        if self._unconfirmed.pop(kept.settlement.call_id, None) is not None:
             self._kept_bytes -= len(kept.settlement.record)
 
 

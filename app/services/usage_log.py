@@ -71,7 +71,7 @@ class UsageLog:
         self._contents_bytes = 0
         self._content_arrived = asyncio.Event()
         self._writing_contents = asyncio.Lock()
-        self._unsent: deque[bytes] = deque()
+        self._unsent: deque[tuple[str, bytes]] = deque()
         self.dropped_contents = 0
         self.dropped_refusals = 0
 
@@ -122,12 +122,12 @@ class UsageLog:
         """Hand over a record that no settlement carries. While the sink is away it waits here."""
         packed = encode_record(record)
         try:
-            await self._sink.append(packed)
+            await self._sink.append(record.request_id, packed)
         except DependencyUnavailable:
             if len(self._unsent) >= UNSENT_MAX:
                 self._unsent.popleft()
                 self.dropped_refusals += 1
-            self._unsent.append(packed)
+            self._unsent.append((record.request_id, packed))
 
     # ── Chores ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -196,11 +196,11 @@ class UsageLog:
     async def send_unsent(self) -> None:
         """Hand over what the sink could not take before. Every process does it for itself. Raises: DependencyUnavailable."""
         while self._unsent:
-            packed = self._unsent.popleft()  # taken out first: the stop of this process may send at the same moment
+            unsent = self._unsent.popleft()  # taken out first: the stop of this process may send at the same moment
             try:
-                await self._sink.append(packed)
+                await self._sink.append(*unsent)
             except BaseException:
-                self._unsent.appendleft(packed)
+                self._unsent.appendleft(unsent)
                 raise
 
     # ── Bodies ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -207,8 +207,11 @@ class PendingRecord:
 class UsageSink(Protocol):
     """Durable, ordered, between the calls and the ledger."""
 
-    async def append(self, packed: bytes) -> str:
-        """Append a record that no settlement carries (a refusal). Returns its position; "" where it waits somewhere else for now."""
+    async def append(self, call_id: str, packed: bytes) -> str:
+        """Append the record of a call that was refused, and give back what it may hold all the same, in one step.
+
+        Returns its position; "" where it waits somewhere else for now.
+        """
         ...
 
     async def pending(self, *, limit: int, wait_s: float) -> list[PendingRecord]:

@@ -125,6 +125,7 @@ class RedisCounters:
                 settlement.tokens,
                 settlement.record,
                 _pack([BUDGET_PREFIX + budget for budget in budgets]) if budgets else b"",
+                "",
             ],
         )
         return Settled(position.decode(), None if ended else epoch[0].decode())
@@ -140,7 +141,7 @@ class RedisCounters:
             await self._redis.run(CHECKPOINT, [LEASES], [CALL_PREFIX, *told])
 
     async def release(self, call_id: str) -> None:
-        await self._redis.run(SETTLE, [CALL_PREFIX + call_id, LEASES, LEDGER, EPOCH_KEY], [call_id, 0, 0, b"", b""])
+        await self._redis.run(SETTLE, [CALL_PREFIX + call_id, LEASES, LEDGER, EPOCH_KEY], [call_id, 0, 0, b"", b"", ""])
 
     async def seed(self, claim: BudgetClaim, spent: NanoUsd) -> None:
         await self._redis.run(SEED, [_budget_key(claim)], [spent, _forget_at(claim), ""])
@@ -224,10 +225,11 @@ class RedisUsageSink:
     def __init__(self, redis: RedisClient) -> None:
         self._redis = redis
 
-    async def append(self, packed: bytes) -> str:
-        async with self._redis.bounded() as redis:
-            position: Any = await redis.xadd(LEDGER, {"r": packed})
-        return str(position, "ascii")
+    async def append(self, call_id: str, packed: bytes) -> str:
+        arguments: list[str | bytes | int] = [call_id, 0, 0, packed, b"", "1"]
+        answer = await self._redis.run(SETTLE, [CALL_PREFIX + call_id, LEASES, LEDGER, EPOCH_KEY], arguments)
+        position: bytes = answer[1]
+        return position.decode()
 
     async def pending(self, *, limit: int, wait_s: float) -> list[PendingRecord]:
         async with self._redis.bounded(wait_s + 2.0) as redis:

@@ -101,7 +101,7 @@ async def test_what_was_written_down_is_replayed_booked_and_forgotten_once_the_s
             await counters.settle(settlement("before", cost=3))
             await counters.admit(reservation("during", soft))
             await counters.settle(settlement("during", cost=4))
-            await counters.append(b"refused")
+            await counters.append("call of refused", b"refused")
         finally:
             valkey.resume()
         async with asyncio.timeout(5):
@@ -127,10 +127,13 @@ async def test_a_refusal_is_told_again_to_a_store_that_lost_its_memory_until_sql
     sink = RedisUsageSink(client)
     async with client.pumping():
         await counters.watch()
-        assert await counters.append(b"drained") == (await sink.pending(limit=9, wait_s=0.01))[0].position
+        assert (
+            await counters.append("call of drained", b"drained")
+            == (await sink.pending(limit=9, wait_s=0.01))[0].position
+        )
         await sink.confirm(await sink.pending(limit=9, wait_s=0.01))
         await counters.watch()  # learns that it was drained
-        await counters.append(b"on its way")
+        await counters.append("call of on its way", b"on its way")
         await client.redis.flushall()
 
         await counters.watch()
@@ -141,7 +144,7 @@ async def test_a_refusal_is_told_again_to_a_store_that_lost_its_memory_until_sql
 async def test_a_refusal_that_nobody_takes_is_given_back_to_its_caller(nowhere: RedisClient, tmp_path: Path) -> None:
     counters = fallback(nowhere, tmp_path, journal=Journal(tmp_path, max_bytes=1))
     with pytest.raises(CounterStoreAway):
-        await counters.append(b"refused")
+        await counters.append("call of refused", b"refused")
 
 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])

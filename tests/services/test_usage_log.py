@@ -50,7 +50,7 @@ class FakeSink:
         self._next += 1
         self.held.append(PendingRecord(f"{self._next}-0", packed))
 
-    async def append(self, packed: bytes) -> str:
+    async def append(self, call_id: str, packed: bytes) -> str:
         await self.gate.wait()
         if self.is_away:
             raise DependencyUnavailable("counter store")

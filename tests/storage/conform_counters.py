@@ -372,13 +372,35 @@ class CountersConformance:
         assert budget is not None
         assert record.cost_nanousd == budget.spent_nanousd == need.cost_of(answer.output_tokens) < USD
 
+    @pytest.mark.parametrize("is_late", [False, True])
+    async def test_a_refusal_gives_back_what_was_admitted_after_all(
+        self, counters: Counters, sink: UsageSink, at: At, is_late: bool
+    ) -> None:
+        """Its caller hung up before he was told, and the process may die before it can give anything back: it is one step."""
+        at(NOW_MS)
+        await counters.seed(money(0), NanoUsd(0))
+        wanted = reservation("left", requests(5), tokens(1_000, 800), slots(1), money(400, lost=150), lease_s=60)
+        assert is_admitted(await counters.admit(wanted))
+        if is_late:
+            at(NOW_MS + 60_001)
+            await counters.expire_leases(100)
+        for _ in range(2):
+            await sink.append("left", b"refused")
+
+        states = await counters.limit_states([slots(1)] if is_late else [requests(5), tokens(1_000, 0), slots(1)])
+        assert [state.remaining for state in states] == ([1] if is_late else [5, 1_000, 1])
+        (budget,) = await counters.budget_states([money(0)])
+        assert budget is not None
+        assert (budget.spent_nanousd, budget.reserved_nanousd) == (0, 0)
+        assert (await recorded(sink))[-1] == "refused"
+
     async def test_settlements_append_their_records_in_order_until_they_are_confirmed(
         self, counters: Counters, sink: UsageSink
     ) -> None:
         for call_id in ("a", "b", "c"):
             await counters.admit(reservation(call_id, requests(10)))
             await counters.settle(settlement(call_id))
-        await sink.append(b"refused")
+        await sink.append("call of refused", b"refused")
 
         pending = await sink.pending(limit=2, wait_s=0.01)
         assert [record.packed for record in pending] == [b"done:a", b"done:b"]
@@ -391,7 +413,7 @@ class CountersConformance:
         async with asyncio.TaskGroup() as group:
             waiting = group.create_task(sink.pending(limit=10, wait_s=5.0))
             await asyncio.sleep(0)
-            await sink.append(b"new")
+            await sink.append("call of new", b"new")
         assert [record.packed for record in waiting.result()] == [b"new"]
 
     async def test_several_windows_of_one_holder_hold_at_once(self, counters: Counters, at: At) -> None:

@@ -3,6 +3,7 @@
 -- KEYS  1 the call's reservation · 2 the leases · 3 the ledger stream · 4 the epoch
 -- ARGV  1 call id · 2 cost in nanodollars · 3 tokens used · 4 the record ("" = none: the call never reached an upstream)
 --       5 the budgets' counters (msgpack) to book the cost in should there be no reservation; "" = none
+--       6 "1" when the record is a refusal: the call was perhaps admitted, for nobody heard the answer, but never reached an upstream
 --
 -- The counters' names come from the reservation itself; they lie in the same slot as the keys above. A window that has passed owes
 -- nothing. A reservation whose lease ran out left a tombstone (`t`): what was booked for it then is corrected by the difference.
@@ -16,6 +17,7 @@
 local MARK_MS = 3600000
 local held = redis.call('HMGET', KEYS[1], 'c', 'a', 't', 'x')
 local cost, tokens, record = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+local was_sent = record ~= '' and ARGV[6] ~= '1'
 if held[4] then return {2, ''} end
 
 local position = ''
@@ -40,7 +42,7 @@ local function correct_limits(limits, admitted_at, still_holds)
       if still_holds and kind == 't' and redis.call('HEXISTS', key, 'h') == 1 then
         redis.call('HINCRBY', key, 'h', string.format('%.0f', 0 - amount))
       end
-      if kind == 't' then change = tokens - amount elseif record == '' then change = 0 - amount end
+      if kind == 't' then change = tokens - amount elseif not was_sent then change = 0 - amount end
       local slot = math.floor(admitted_at / width)
       if change ~= 0 and redis.call('HEXISTS', key, slot) == 1 then
         redis.call('HINCRBY', key, slot, string.format('%.0f', change))
@@ -60,7 +62,7 @@ if held[1] then
     local reserved = redis.call('HGET', claim[1], 'r')
     if reserved then
       redis.call('HINCRBY', claim[1], 'r', string.format('%.0f', 0 - math.min(claim[3], tonumber(reserved))))
-      if record ~= '' then spend(claim[1], cost) end
+      if was_sent then spend(claim[1], cost) end
     end
   end
 elseif held[3] then
