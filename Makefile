@@ -5,11 +5,12 @@ BOOTSTRAP := PYTHON='$(PYTHON)' sh tools/bootstrap.sh
 # Two workers: more only wait for each other's servers on a small machine.
 PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 # What mypy reads: the folders that hold Python, and the doors beside them.
 TYPED := $(sort $(patsubst %/,%,$(dir $(wildcard app/*.py tests/*.py tools/*.py migrations/*.py bench/*.py)))) $(wildcard *.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check format lock clean
+.PHONY: help run demo test bench check format lock clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | expand -t 10
@@ -25,6 +26,10 @@ demo: ## the same, with a small language model beside it
 test: ## install all that the tests need, run all tests
 	@$(BOOTSTRAP) dev clients demo chromium
 	@exec $(PYTHON_IN) -m pytest tests/ -n $(PYTEST_WORKERS) $(PYTEST_ARGS)
+
+bench: ## what each promise costs, beside its floor (BENCH_ARGS=--short for the short form)
+	@$(BOOTSTRAP) dev
+	$(PYTHON_IN) -m bench $(BENCH_ARGS)
 
 check: ## lint, format, types, layers and house rules
 	@$(BOOTSTRAP) dev
@@ -45,4 +50,4 @@ lock: ## resolve pyproject.toml into the locked requirements (UPGRADE=1 takes ne
 clean: ## remove environments and caches; ./data stays
 	rm -rf .venv .venv-uv .venv-clients .venv-demo .bootstrap.lock
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
-	find app tests tools migrations -name __pycache__ -type d -prune -exec rm -rf {} +
+	find app bench tests tools migrations -name __pycache__ -type d -prune -exec rm -rf {} +
