@@ -113,6 +113,9 @@ class House:
             json_body={"model": model, "messages": HELLO, **fields},
         )
 
+    async def health(self) -> Json:
+        return cast(Json, (await raw_http.call(self.gateway.port, "GET", "/health")).json())
+
     async def record(self, request_id: str, *, within_s: float = 10.0) -> Json:
         """The full record of a call, once it is in the ledger."""
         async with asyncio.timeout(within_s):
