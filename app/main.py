@@ -25,6 +25,7 @@ from app.clock import Clock, SystemClock
 from app.config import OnRedisDown, Settings, load_settings, require_cluster_settings
 from app.container import Container
 from app.database import Engine, is_alive, open_engine
+from app.dialects.openai_chat import OpenAIChat
 from app.domain.budget import Budget, PeriodKind
 from app.domain.catalog import Catalog, ProviderKind
 from app.domain.egress import LAPTOP, EgressPolicy, checked_url
@@ -43,6 +44,7 @@ from app.providers.base import Provider
 from app.providers.demo import DemoProvider
 from app.providers.litellm import LiteLLMProvider
 from app.providers.price_map import PriceMap
+from app.providers.prober import UpstreamProber
 from app.providers.relay import OpenAIRelay
 from app.providers.tokenizer import BundledTokenizer
 from app.providers.transport import Transport, tls_trusting
@@ -65,6 +67,7 @@ from app.services.catalog import CatalogFollower
 from app.services.chat import Chat
 from app.services.checkpoints import LOOK_EVERY_S
 from app.services.endpoint_care import EndpointCare
+from app.services.endpoint_checks import EndpointChecks, PaidChecks
 from app.services.endpoint_events import EndpointEvents
 from app.services.estimation import Estimation
 from app.services.expectations import Expectations
@@ -77,6 +80,7 @@ from app.services.maintenance import Chore, supervise
 from app.services.management import open_management
 from app.services.recovery import RecoveringCounters
 from app.services.repeats import Repeats
+from app.services.shadow import Shadows
 from app.services.standing import Standings
 from app.services.usage_log import UsageLog
 from app.services.user_expiry import UserExpiry
@@ -132,6 +136,7 @@ class Process:
     signals: RedisSignals
     election: RedisElection
     events: EndpointEvents
+    checks: EndpointChecks
     counters: FallbackCounters
     journal: Journal
     user_expiry: UserExpiry
@@ -247,12 +252,31 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
     async def database_is_alive() -> bool:
         return await is_alive(engine)
 
+    election = RedisElection(redis, process_id=process_id)
+    checks = EndpointChecks(
+        prober=UpstreamProber(transport),
+        paid=PaidChecks(
+            providers=providers,
+            dialect=OpenAIChat(),
+            admission=admission,
+            estimation=estimation,
+            usage_log=usage_log,
+            clock=clock,
+        ),
+        balancer=balancer,
+        events=events,
+        catalog=lambda: catalog.current,
+        election=election,
+        clock=clock,
+        chance=random,
+    )
+    shadows = Shadows(clock=clock, chance=random)
     container = Container(
         settings=settings,
         clock=clock,
         identities=identities,
         catalog=catalog,
-        chat=Chat(usage_log=usage_log, admission=admission, failover=failover, estimation=estimation),
+        chat=Chat(usage_log=usage_log, admission=admission, failover=failover, estimation=estimation, shadows=shadows),
         admission=admission,
         usage_log=usage_log,
         balancer=balancer,
@@ -285,12 +309,17 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
             counters=counters, ledger=ledger, clock=clock, zone=zone, default_limits=default_limits(settings)
         ),
         endpoint_care=EndpointCare(
-            balancer=balancer, events=events, store=endpoint_events, commands=commands.endpoints, clock=clock
+            balancer=balancer,
+            events=events,
+            store=endpoint_events,
+            commands=commands.endpoints,
+            check=checks.check,
+            catalog=lambda: catalog.current,
+            clock=clock,
         ),
         has_sso=False,
         siblings=siblings_of(registry, settings.data_dir / SHARED_METRICS),
     )
-    election = RedisElection(redis, process_id=process_id)
     return Process(
         container,
         engine,
@@ -300,6 +329,7 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         signals,
         election,
         events,
+        checks,
         counters,
         journal,
         user_expiry,
@@ -427,6 +457,8 @@ def chores(process: Process) -> list[Chore]:
         Chore("endpoint-news", process.events.send),
         Chore("endpoint-ears", lambda: process.events.listen(container.endpoint_care.heard)),
         Chore("endpoint-events", process.events.write, after=loaded),
+        Chore("checks", process.checks.run, after=loaded),
+        Chore("shadows", lambda: container.chat.shadows.run(container.chat.opened)),
         Chore("old-endpoint-events", process.events.forget_old, every_s=3600.0, is_elected=True, after=loaded),
         Chore("content", usage_log.write_contents, after=loaded),
         Chore("repeats", container.repeats.forget_old, every_s=3600.0, is_elected=True, after=loaded),

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.admin.sign_in_page import refused_page
 from app.config import Settings, load_settings
+from app.domain.catalog import EMPTY, Endpoint, HealthCheckKind
 from app.domain.egress import EgressPolicy
 from app.middleware.admin_session import AdminSessionMiddleware
 from app.routers import admin, alerts, apps, management, sessions, sign_in
@@ -25,6 +26,7 @@ from app.services.alerts import Alerts
 from app.services.api_key import pepper_of
 from app.services.call_content import CallContents
 from app.services.endpoint_care import EndpointCare
+from app.services.endpoint_checks import Check
 from app.services.endpoint_events import EndpointEvents
 from app.services.load_balancer import LoadBalancer
 from app.services.management import Management, open_management
@@ -68,6 +70,10 @@ class NoNews:
     async def publish(self, message: bytes) -> None: ...
 
     async def listen(self, heard: Callable[[bytes], None]) -> None: ...
+
+
+async def no_check(endpoint: Endpoint, kind: HealthCheckKind) -> Check:
+    raise AssertionError("nothing is served here, so nothing is checked")
 
 
 @dataclass(slots=True)
@@ -144,7 +150,13 @@ def open_gateway(
         alerts=Alerts(store=SqlAlertStore(engine), clock=clock, zone=UTC, webhook=webhook),
         balancer=balancer,
         endpoint_care=EndpointCare(
-            balancer=balancer, events=events, store=kept, commands=commands.endpoints, clock=clock
+            balancer=balancer,
+            events=events,
+            store=kept,
+            commands=commands.endpoints,
+            check=no_check,
+            catalog=lambda: EMPTY,
+            clock=clock,
         ),
         published=published,
         pepper=pepper,

@@ -55,6 +55,8 @@ class Overflow:
     fallback_model: str | None = None
 
 
+HOUSE_PREFIX = "gateway:"
+"""Begins the oids of the gateway's own accounts; no user may have such a one."""
 ANY_MODEL = "*"
 OID_PATTERN = re.compile(r"[!-~]{1,200}")
 """Of a user's id: visible ASCII, because it travels in a header."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
+from app.domain.catalog import HealthCheckKind
 from app.models.schemas import EndpointView, Moment
 from app.services.endpoint_care import Standing
+from app.services.endpoint_checks import Check
 from app.storage.endpoint_ports import EndpointEvent, EventKind
 from app.storage.management_ports import EndpointRow
 
@@ -105,14 +107,35 @@ class EndpointEventView(BaseModel):
         )
 
 
+class CheckBody(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["models", "completion"] | None = Field(
+        None,
+        description="null: as the endpoint's own checks; `completion` is a paid call of one token, on the gateway's own account.",
+    )
+
+
 class CheckView(BaseModel):
     """What an active check found just now."""
 
     ok: bool
-    kind: str = Field(description="models, tcp or completion", examples=["models"])
+    kind: HealthCheckKind
     reason: str | None = Field(examples=["connect_failed"])
     upstream_status: int | None
     took_ms: int
     state: str = Field(
         description="The breaker's, after it: closed, open or half_open. A check does not overrule failed calls."
     )
+
+    @classmethod
+    def of(cls, check: Check, state: str) -> CheckView:
+        seen = check.seen
+        return cls(
+            ok=seen.is_ok,
+            kind=check.kind,
+            reason=seen.reason,
+            upstream_status=seen.upstream_status,
+            took_ms=seen.took_ms,
+            state=state,
+        )

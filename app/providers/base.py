@@ -59,3 +59,23 @@ class Provider(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a look at an endpoint showed; `reason` is a short word, also where nothing is wrong with it."""
+
+    is_ok: bool
+    reason: str | None
+    upstream_status: int | None
+    took_ms: int
+
+
+class Prober(Protocol):
+    """A free look at an endpoint."""
+
+    def can_look_at(self, endpoint: Endpoint) -> bool: ...
+
+    async def look_at(self, endpoint: Endpoint) -> Seen:
+        """Never raises for what the endpoint or the network does."""
+        ...

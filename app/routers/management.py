@@ -11,9 +11,10 @@ from pydantic import BaseModel, Field, SecretStr
 from starlette.responses import StreamingResponse
 
 from app.config import Settings
+from app.domain.catalog import HealthCheckKind
 from app.domain.record import CallRecord
 from app.exceptions import InvalidRequest, NotFound
-from app.models.endpoint_schemas import EndpointEventView, LiveEndpointView
+from app.models.endpoint_schemas import CheckBody, CheckView, EndpointEventView, LiveEndpointView
 from app.models.money_fields import Usd
 from app.models.schemas import (
     AuditVerdictView,
@@ -123,6 +124,16 @@ async def drain_endpoint(
     """Send it no new calls; those in flight finish. `{"draining": false}` undoes it."""
     draining = (body or Drain()).draining
     return _view(services, await services.endpoint_care.drain(actor, endpoint_id, draining=draining))
+
+
+@endpoints.post("/{endpoint_id}/check")
+async def check_endpoint(
+    services: Services, endpoint_id: str, body: Annotated[CheckBody | None, Body()] = None
+) -> CheckView:
+    """Ask it now whether it is there. Free, unless the endpoint's own checks are paid ones, or the body asks for one."""
+    kind = body.kind if body else None
+    check = await services.endpoint_care.check(endpoint_id, None if kind is None else HealthCheckKind(kind))
+    return CheckView.of(check, services.endpoint_care.standing(endpoint_id).state)
 
 
 @endpoints.post("/{endpoint_id}/undrain")

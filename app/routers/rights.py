@@ -43,6 +43,7 @@ RIGHTS: Final[dict[str, Right]] = {
     "PATCH /endpoints/{endpoint_id}": Right.CONFIGURE,
     "DELETE /endpoints/{endpoint_id}": Right.CONFIGURE,
     "POST /endpoints/{endpoint_id}/drain": Right.CONFIGURE,
+    "POST /endpoints/{endpoint_id}/check": Right.CONFIGURE,
     "POST /endpoints/{endpoint_id}/undrain": Right.CONFIGURE,
     "POST /endpoints/{endpoint_id}/reset": Right.CONFIGURE,
     "GET /endpoints/{endpoint_id}/events": Right.READ,

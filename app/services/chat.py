@@ -16,19 +16,27 @@ from app.providers.base import Answer
 from app.services.admission import Admission
 from app.services.estimation import Estimation
 from app.services.failover import Failover
+from app.services.shadow import Shadows
 from app.services.stream_cap import StreamCap
 from app.services.usage_log import UsageLog
 
 
 class Chat:
     def __init__(
-        self, *, usage_log: UsageLog, admission: Admission, failover: Failover, estimation: Estimation
+        self,
+        *,
+        usage_log: UsageLog,
+        admission: Admission,
+        failover: Failover,
+        estimation: Estimation,
+        shadows: Shadows,
     ) -> None:
         self.usage_log = usage_log
         self.admission = admission
         self.running = admission.running
         self.failover = failover
         self.estimation = estimation
+        self.shadows = shadows
         self.stream_cap = StreamCap(estimation)
 
     @asynccontextmanager
@@ -43,6 +51,7 @@ class Chat:
             model = await self.estimation.fitted(meter, model, catalog)  # 400
             # 402, 429: all or nothing; settles on the way out
             async with self.admission.admitted(model, meter, catalog) as model:
+                self.shadows.offer(model, meter, dialect, catalog)
                 # 502, 503, 504: until one endpoint begins
                 answered = self.failover.opened(dialect, model, meter, catalog)
                 # a stream ends where what was reserved for it ends

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from app.clock import Clock
 from app.domain.access import Actor
 from app.domain.breaker import BreakerState, Fault
+from app.domain.catalog import Catalog, Endpoint, HealthCheckKind
+from app.exceptions import Conflict
+from app.services.endpoint_checks import Check
 from app.services.endpoint_events import EndpointEvents, News
 from app.services.live_endpoint import Checked, Mishap
 from app.services.load_balancer import LoadBalancer
@@ -39,6 +43,10 @@ class Standing:
 UNKNOWN = Standing(BreakerState.CLOSED)
 
 
+MakeCheck = Callable[[Endpoint, HealthCheckKind], Awaitable[Check]]
+"""One active check, now; its finding is told to every process."""
+
+
 class EndpointCare:
     def __init__(
         self,
@@ -47,12 +55,16 @@ class EndpointCare:
         events: EndpointEvents,
         store: EndpointEventStore,
         commands: EndpointCommands,
+        check: MakeCheck,
+        catalog: Callable[[], Catalog],
         clock: Clock,
     ) -> None:
         self._balancer = balancer
         self._events = events
         self._store = store
         self._commands = commands
+        self._check = check
+        self._catalog = catalog
         self._clock = clock
 
     def standing(self, endpoint_id: str) -> Standing:
@@ -92,6 +104,18 @@ class EndpointCare:
         self._events.note(endpoint_id, row.spec.model, EventKind.RESET, reason=actor.name)
         self._events.tell("reset", endpoint_id)
         return row
+
+    async def check(self, endpoint_id: str, kind: HealthCheckKind | None) -> Check:
+        """Is anybody there, now? By the endpoint's own kind of check, or the free one, or the one that is asked for."""
+        row = await self._commands.get(endpoint_id)
+        model = self._catalog().models.get(row.spec.model)
+        for endpoint in model.endpoints if model else ():
+            if endpoint.id == endpoint_id:
+                own = endpoint.health_check.kind
+                return await self._check(
+                    endpoint, kind or (HealthCheckKind.MODELS if own is HealthCheckKind.NONE else own)
+                )
+        raise Conflict("The endpoint is not in use: its credential cannot be opened, or its row cannot be read.")
 
     async def drain(self, actor: Actor, endpoint_id: str, *, draining: bool) -> EndpointRow:
         before = await self._commands.get(endpoint_id)

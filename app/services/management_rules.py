@@ -12,7 +12,7 @@ from ipaddress import ip_network
 from typing import Final
 
 from app.domain.budget import Budget
-from app.domain.identity import APP_ID_PATTERN, OID_PATTERN, Overflow, OverflowMode
+from app.domain.identity import APP_ID_PATTERN, HOUSE_PREFIX, OID_PATTERN, Overflow, OverflowMode
 from app.domain.limits import Limit, LimitKind
 from app.domain.money import MAX_BUDGET_NANOUSD
 from app.domain.pricing import Price, Tier
@@ -43,6 +43,10 @@ def require_text(value: str, param: str, *, max_length: int = MAX_NAME_LENGTH, m
 
 
 def require_oid(oid: str) -> None:
+    if oid.startswith(HOUSE_PREFIX):
+        raise InvalidRequest(
+            f"'user_oid' may not begin with '{HOUSE_PREFIX}': those are the gateway's own.", param="user_oid"
+        )
     if not OID_PATTERN.fullmatch(oid):
         raise InvalidRequest(
             "'user_oid' must be 1 to 200 visible ASCII characters without spaces (it travels in a header).",
