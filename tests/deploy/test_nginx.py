@@ -425,18 +425,10 @@ async def test_the_log_has_a_line_per_request_and_no_query(house: House, front: 
     assert "canary" not in front.log_text()
 
 
-async def test_slow_clients_are_cut_and_hold_up_nobody(house: House, front: Front) -> None:
-    """T138: a thousand that never finish their head or their body; 130 s of silence in a stream are bridged (T152)."""
-    key = await house.key()
-    model = await house.model(Scenario(gap_ms=17_000, chunks=2))
+async def test_slow_clients_are_cut_and_hold_up_nobody(front: Front) -> None:
+    """T138: a thousand that never finish their head or their body."""
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n"
     unfinished = head + b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
-    silent = request_bytes(
-        "POST",
-        "/v1/chat/completions",
-        headers={"Authorization": f"Bearer {key}"},
-        json_body={"model": model, "messages": HELLO, "stream": True},
-    )
 
     async def slow(raw: bytes) -> tuple[bytes, float]:
         began = asyncio.get_running_loop().time()
@@ -447,18 +439,12 @@ async def test_slow_clients_are_cut_and_hold_up_nobody(house: House, front: Fron
                 answer = await connection.receive()
             return answer, asyncio.get_running_loop().time() - began
 
-    async def bridged() -> list[str]:
-        async with SseStream.opened(front.port, silent, timeout_s=40) as stream:
-            return [event.comment for event in await stream.rest() if event.comment is not None]
-
     async with asyncio.TaskGroup() as group:
         slow_ones = [group.create_task(slow(head if number % 2 else unfinished)) for number in range(1_000)]
-        bridge = group.create_task(bridged())
         await asyncio.sleep(3)
         for _ in range(5):
             assert (await raw_http.call(front.port, "GET", "/health/live", timeout_s=10)).status == 200
 
-    assert bridge.result(), "a comment kept the silent stream alive"
     for answer, lasted_s in (task.result() for task in slow_ones):
         assert 5 < lasted_s < 40
         assert answer == b"" or answer.startswith(b"HTTP/1.1 408"), answer
