@@ -35,11 +35,23 @@ def serve(
 
 
 @cli.command()
-def migrate() -> None:
+def migrate(
+    grant_to: Annotated[
+        str | None, typer.Option(help="A role that may then use the tables: the gateway's, when another one owns them.")
+    ] = None,
+) -> None:
     """Create or upgrade the tables of DATABASE_URL."""
     from app.diagnostics import create_missing_tables
 
-    raise typer.Exit(create_missing_tables())
+    raise typer.Exit(create_missing_tables(grant_to=grant_to))
+
+
+@cli.command()
+def maintain() -> None:
+    """Make the months to come and drop those that are over (LOG_RETENTION_DAYS); needs the owner of the tables."""
+    from app.diagnostics import maintain as run
+
+    raise typer.Exit(run())
 
 
 @cli.command("list-tables")

@@ -30,6 +30,7 @@ Models = Annotated[list[str] | None, typer.Option("--model", help="A model it ma
 def register(cli: typer.Typer) -> None:
     """Add the commands to the command line."""
     commands: dict[str, Callable[..., None]] = {
+        "sync-expiry": sync_expiry,
         "create-user": create_user,
         "create-key": create_key,
         "list-keys": list_keys,
@@ -45,6 +46,22 @@ def register(cli: typer.Typer) -> None:
 
 
 # ── Commands ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def sync_expiry(as_json: Json = False) -> None:
+    """Block every user whose paid time is over; the gateway does it by itself once a day."""
+    from app.domain.identity import payment_day
+    from app.models.schemas import BulkExpiryView
+
+    async def run(services: Container) -> None:
+        settings, now = services.settings, services.clock.now()
+        today = payment_day(now, settings.budget_zone, settings.payment_grace_days)
+        expiry = await services.management.users.sync_all_expiries(_actor(), today)
+        timestamp = now.replace(tzinfo=None).isoformat(timespec="microseconds")
+        view = BulkExpiryView(checked=expiry.checked, expired=len(expiry.expired), timestamp=timestamp)
+        _say(view, f"{view.checked} users checked, {view.expired} expired.", as_json)
+
+    _run(run)
 
 
 def create_user(

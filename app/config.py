@@ -90,6 +90,7 @@ class Settings(BaseSettings):
 
     # Records
     log_retention_days: int = Field(90, ge=1, examples=["90"])
+    ledger_retention_days: int = Field(0, ge=0, examples=["730"])
     log_content: Literal["full", "metadata"] = Field("full", examples=["metadata"])
     log_content_max_bytes: int = Field(256 * 1024, ge=0, examples=["262144"])
     log_content_mask_secrets: bool = Field(True, examples=["true"])
@@ -242,6 +243,11 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
         raise SettingsError(
             "ALERT_WEBHOOK_SECRET is not set, and AUDIT_ANCHOR needs it to sign what it sends to a URL. "
             f"Set it to {_example('alert_webhook_secret')}."
+        )
+    if 0 < settings.ledger_retention_days < settings.log_retention_days:
+        raise SettingsError(
+            "LEDGER_RETENTION_DAYS is shorter than LOG_RETENTION_DAYS. Set it to 0 (for ever) or to more days, "
+            f"for example {_example('ledger_retention_days')}."
         )
     if settings.alert_webhook_url and not settings.alert_webhook_secret.get_secret_value():
         raise SettingsError(

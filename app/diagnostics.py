@@ -10,7 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from datetime import datetime, tzinfo
+from datetime import UTC, datetime, tzinfo
 
 from rich.console import Console
 from rich.table import Table
@@ -26,8 +26,10 @@ from app.embedded import EmbeddedError, EmbeddedServers, running_servers
 from app.exceptions import DependencyUnavailable, GatewayError, InvalidApiKey, SettingsError
 from app.models.tables import SCHEMA_REVISION
 from app.services.api_key import digest_of, pepper_of
+from app.storage.grants import grant_use
 from app.storage.migrate import MigrationFailed, is_current, migrate, schema_state
 from app.storage.ports import Counters, UsageStore
+from app.storage.retention import Retention, keep_partitions
 from app.storage.sql_diagnostics import (
     KeyFound,
     key_count,
@@ -38,6 +40,7 @@ from app.storage.sql_diagnostics import (
     newest_keys,
     table_sizes,
 )
+from app.storage.sql_partitions import NotTheOwner
 from app.storage.sql_usage import SqlUsageStore
 
 SHOWN_KEYS = 200
@@ -50,13 +53,38 @@ ONE_TOKEN = TokenNeed(prompt=1, most=0, floor=0, is_elastic=False)
 # ── Commands ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def create_missing_tables() -> int:
-    """Bring the database's schema up to date."""
+def create_missing_tables(*, grant_to: str | None = None) -> int:
+    """Bring the database's schema up to date, and let another role use it."""
 
     async def run(target: Target, console: Console) -> int:
         did = await migrate(target.database_url, console.print)
         if not did:
             console.print("Nothing to do: the schema is up to date.")
+        async with engine_of(target) as engine:
+            await keep_partitions(engine, _retention(target), datetime.now(UTC))
+            if grant_to is not None:
+                try:
+                    await grant_use(engine, grant_to)
+                except ValueError as error:
+                    console.print(str(error))
+                    return 1
+                console.print(f"The role {grant_to} may use the tables.")
+        return 0
+
+    return command_over(run)
+
+
+def maintain() -> int:
+    """Make the months to come and drop those that are over."""
+
+    async def run(target: Target, console: Console) -> int:
+        async with engine_of(target) as engine:
+            try:
+                made, dropped = await keep_partitions(engine, _retention(target), datetime.now(UTC))
+            except NotTheOwner:
+                console.print("This role does not own the tables: use the URL of the one that does.")
+                return 1
+        console.print(f"Made: {', '.join(made) or 'nothing'}. Dropped: {', '.join(dropped) or 'nothing'}.")
         return 0
 
     return command_over(run)
@@ -92,6 +120,10 @@ def diagnose_keys(*, key: str | None = None, key_id: str | None = None) -> int:
             return await print_keys(question, console)
 
     return command_over(run)
+
+
+def _retention(target: Target) -> Retention:
+    return Retention(target.settings.log_retention_days, target.settings.ledger_retention_days)
 
 
 @dataclass(frozen=True, slots=True)

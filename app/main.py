@@ -93,6 +93,7 @@ from app.storage.migrate import migrate
 from app.storage.redis_counters import RedisCounters, RedisUsageSink
 from app.storage.redis_endpoint_news import RedisEndpointNews
 from app.storage.redis_signals import RedisElection, RedisSignals
+from app.storage.retention import Retention, keep_partitions
 from app.storage.sealing import Sealer
 from app.storage.sql_alerts import SqlAlertStore
 from app.storage.sql_audit import SqlAudit
@@ -100,6 +101,7 @@ from app.storage.sql_catalog import SqlCatalogStore
 from app.storage.sql_endpoint_events import SqlEndpointEvents
 from app.storage.sql_identity import SqlKeyStore
 from app.storage.sql_management import SqlManagement
+from app.storage.sql_partitions import NotTheOwner
 from app.storage.sql_repeats import SqlRepeats
 from app.storage.sql_reports import SqlReportStore
 from app.storage.sql_sessions import SqlSessions
@@ -467,7 +469,7 @@ def chores(process: Process) -> list[Chore]:
         Chore("daily-expiry", expiry.sync_daily, every_s=60.0, is_elected=True, after=loaded),
         Chore("alerts", container.alerts.deliver_due, every_s=1.0, is_elected=True, after=loaded),
         Chore("audit-anchors", process.anchors.tell, every_s=ANCHOR_EVERY_S, is_elected=True, after=loaded),
-        Chore("partitions", lambda: ensure_partitions(process), every_s=3600.0, is_elected=True, after=loaded),
+        Chore("partitions", lambda: kept_partitions(process), every_s=3600.0, is_elected=True, after=loaded),
     ]
 
 
@@ -515,10 +517,12 @@ async def flush(container: Container) -> None:
         logger.warning("records_left_for_the_next_process")
 
 
-async def ensure_partitions(process: Process) -> None:
-    """This month's partitions and the next's, before a batch needs them."""
-    now = process.container.clock.now()
-    await process.ledger.ensure_partitions(now, now + timedelta(days=28))
+async def kept_partitions(process: Process) -> None:
+    """The months to come are made, those that are over dropped, where this role owns the tables; otherwise their owner does it."""
+    settings = process.container.settings
+    retention = Retention(settings.log_retention_days, settings.ledger_retention_days)
+    with suppress(NotTheOwner):
+        await keep_partitions(process.engine, retention, process.container.clock.now())
 
 
 def private_authorities(settings: Settings) -> dict[str, ssl.SSLContext]:

@@ -6,19 +6,31 @@ A partition is built beside its table and then attached: that takes a lock which
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
+import asyncpg
 from sqlalchemy import Table, text
+from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.database import transaction
+from app.exceptions import DependencyUnavailable
 from app.models.tables import PARTITIONED
 
 ADVISORY_LOCK = 7_235_142_930_413
 """Held while partitions are made or dropped, by one process at a time."""
 DDL_LOCK_TIMEOUT_MS = 2_000
-"""Dropping waits for readers, and everybody else waits behind it: not for long, it is tried again an hour later."""
+DROP_LOCK_TIMEOUT_MS = 200
+"""Detaching waits for readers, and every call's record waits behind it: not for long, and then it is tried again."""
+DROP_TRIES = 5
+DROP_REST_S = 1.0
+
+
+class NotTheOwner(Exception):
+    """This role may use the tables and not change them: partitions are its owner's business (`python -m app maintain`)."""
+
 
 Month = tuple[int, int]
 
@@ -52,22 +64,60 @@ async def ensure_partitions(engine: AsyncEngine, months: Iterable[Month]) -> lis
     return [partition_name(table, month) for table, month in missing]
 
 
-async def drop_partitions_before(engine: AsyncEngine, moment: datetime) -> list[str]:
-    """Drop the partitions that end before `moment`: all they hold is older. Returns those dropped."""
+async def drop_partitions_before(
+    engine: AsyncEngine, moment: datetime, tables: Sequence[Table] = PARTITIONED
+) -> list[str]:
+    """Drop the partitions of these tables that end before `moment`: all they hold is older. Returns those dropped.
+
+    One that is in use all the time is left for the next round. Raises: NotTheOwner.
+    """
     dropped: list[str] = []
     oldest_kept = month_of(moment)
-    for table in PARTITIONED:
+    for table in tables:
         for name in await _partitions(engine, table):
-            if name < partition_name(table, oldest_kept):
-                async with transaction(engine) as connection:
-                    await _lock(connection)
-                    await connection.execute(text(f"DROP TABLE IF EXISTS {name}"))
+            if name < partition_name(table, oldest_kept) and await _dropped(engine, table, name):
                 dropped.append(name)
     return dropped
 
 
-async def _lock(connection: AsyncConnection) -> None:
-    await connection.execute(text(f"SET LOCAL lock_timeout = {DDL_LOCK_TIMEOUT_MS}"))
+async def _dropped(engine: AsyncEngine, table: Table, name: str) -> bool:
+    """Detach, which stops everybody for an instant, and then drop, which may take as long as it takes to give a disk back."""
+    for tries_left in reversed(range(DROP_TRIES)):
+        try:
+            async with transaction(engine) as connection:
+                await _lock(connection, DROP_LOCK_TIMEOUT_MS)
+                if await _is_attached(connection, table, name):
+                    await _as_owner(connection, f"ALTER TABLE {table.name} DETACH PARTITION {name}")
+            async with transaction(engine) as connection:
+                await _lock(connection)
+                await _as_owner(connection, f"DROP TABLE IF EXISTS {name}")
+        except DependencyUnavailable:  # somebody reads it, or the database is away: the next round will tell
+            if tries_left:
+                await asyncio.sleep(DROP_REST_S)
+        else:
+            return True
+    return False
+
+
+async def _as_owner(connection: AsyncConnection, statement: str) -> None:
+    try:
+        await connection.execute(text(statement))
+    except ProgrammingError as error:
+        if isinstance(error.orig.__cause__ if error.orig else None, asyncpg.InsufficientPrivilegeError):
+            raise NotTheOwner from error
+        raise
+
+
+async def _is_attached(connection: AsyncConnection, table: Table, name: str) -> bool:
+    query = text(
+        "SELECT 1 FROM pg_inherits JOIN pg_class child ON child.oid = inhrelid "
+        "WHERE inhparent = to_regclass(:parent) AND child.relname = :name"
+    )
+    return (await connection.execute(query, {"parent": table.name, "name": name})).scalar() is not None
+
+
+async def _lock(connection: AsyncConnection, timeout_ms: int = DDL_LOCK_TIMEOUT_MS) -> None:
+    await connection.execute(text(f"SET LOCAL lock_timeout = {timeout_ms}"))
     await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": ADVISORY_LOCK})
 
 
@@ -88,20 +138,19 @@ async def _make(connection: AsyncConnection, table: Table, month: Month) -> None
     # Identifiers and bounds are built from our own tables' names and two integers; DDL takes no parameters.
     name, after = partition_name(table, month), month_after(month)
     begins, ends = (f"{year:04d}-{number:02d}-01 00:00:00+00" for year, number in (month, after))
-    await connection.execute(text(f"CREATE TABLE {name} (LIKE {table.name} INCLUDING DEFAULTS INCLUDING CONSTRAINTS)"))
-    await connection.execute(
-        text(f"ALTER TABLE {table.name} ATTACH PARTITION {name} FOR VALUES FROM ('{begins}') TO ('{ends}')")
+    await _as_owner(connection, f"CREATE TABLE {name} (LIKE {table.name} INCLUDING DEFAULTS INCLUDING CONSTRAINTS)")
+    await _as_owner(
+        connection, f"ALTER TABLE {table.name} ATTACH PARTITION {name} FOR VALUES FROM ('{begins}') TO ('{ends}')"
     )
 
 
 async def _partitions(engine: AsyncEngine, table: Table) -> list[str]:
-    """The names that sort by time; a partition somebody made by hand under another name is left alone."""
+    """The names that sort by time, also of one that was detached and not dropped yet; a partition that somebody made by hand under
+    another name is left alone."""
     query = text(
-        "SELECT child.relname FROM pg_inherits JOIN pg_class child ON child.oid = inhrelid "
-        "WHERE inhparent = to_regclass(:parent) AND child.relname ~ :pattern ORDER BY child.relname"
+        "SELECT relname FROM pg_class WHERE relname ~ :pattern AND relkind = 'r' "
+        "AND relnamespace = CAST(current_schema() AS regnamespace) ORDER BY relname"
     )
     async with transaction(engine) as connection:
-        found = await connection.execute(
-            query, {"parent": table.name, "pattern": rf"^{table.name}_p[0-9]{{4}}_[0-9]{{2}}$"}
-        )
+        found = await connection.execute(query, {"pattern": rf"^{table.name}_p[0-9]{{4}}_[0-9]{{2}}$"})
         return list(found.scalars())

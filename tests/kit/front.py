@@ -17,7 +17,7 @@ class Front(Nginx):
         self.internal_port = free_port()
         self.tls_port = free_port()
         public = free_port()
-        files = {path.name: path.read_text() for path in SHIPPED.glob("*.conf") if path.name != "nginx.conf"}
+        files = {path.name: path.read_text() for path in SHIPPED.iterdir() if path.name != "nginx.conf"}
         files["upstream.conf"] = _upstream(files["upstream.conf"], gateway_ports)
         if internal_networks is not None:
             files["internal-networks.conf"] = internal_networks
