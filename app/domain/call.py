@@ -38,6 +38,8 @@ class Call:
     media: Media = NO_MEDIA
     inputs: int = 1
     """Separate prompts in one request (texts to embed, say): each may fill the model's window by itself."""
+    form: tuple[bytes, bytes] | None = field(default=None, repr=False)
+    """Boundary and body of a request that is a form with files; `body` then says in JSON what stood in it."""
     headers: tuple[tuple[str, str], ...] = ()
     """Of the caller's headers those that its protocol's upstream is told, see `Dialect.passes_headers`."""
 

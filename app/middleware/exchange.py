@@ -168,9 +168,12 @@ class Exchange:
                 found[name.decode()] = f"{found[name.decode()]},{text}" if name.decode() in found else text
         return tuple(found.items())
 
-    async def read_body(self, *, max_bytes: int, timeout_s: float) -> bytes:
-        """The whole JSON body. Raises: UnsupportedMediaType, PayloadTooLarge, RequestTimeout, InvalidRequest."""
-        self._require_json()
+    async def read_body(self, *, max_bytes: int, timeout_s: float, is_form: bool = False) -> bytes:
+        """The whole body, JSON or a form with files. Raises: UnsupportedMediaType, PayloadTooLarge, RequestTimeout, InvalidRequest."""
+        if is_form:
+            self._require_form()
+        else:
+            self._require_json()
         length = self.headers.get(b"content-length")
         if length is not None:
             if not length.isdigit():
@@ -242,6 +245,12 @@ class Exchange:
         if not self.started:
             headers = [(b"content-type", b"application/json"), *error_headers(error)]
             await self.send(error.status, headers, error_body(error, self.request_id))
+
+    def _require_form(self) -> None:
+        encoding = self.headers.get(b"content-encoding", b"identity").strip().lower()
+        media = self.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if encoding not in (b"identity", b"") or media != b"multipart/form-data":
+            raise UnsupportedMediaType
 
     def _require_json(self) -> None:
         encoding = self.headers.get(b"content-encoding", b"identity").strip().lower()

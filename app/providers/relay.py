@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Protocol, runtime_checkable
 
 from app.dialects.base import BadAnswer, Dialect, StreamReader, UpstreamSaidError
+from app.dialects.forwarded import Forwarded
 from app.domain.call import Call, Meter, Quality
 from app.domain.catalog import Endpoint
 from app.domain.pricing import Usage
@@ -77,8 +78,10 @@ class OpenAIRelay:
         deadline_s: float,
     ) -> RelayAttempt:
         address = address_of(endpoint, dialect.upstream_path)
-        credential = address.credential(endpoint.credential)
-        outgoing = outgoing_to(address.url, credential, call, endpoint, dialect, max_tokens, deadline_s)
+        headers = address.credential(endpoint.credential)
+        if isinstance(dialect, Forwarded):
+            headers = {**dialect.headers_of(call), **headers}
+        outgoing = outgoing_to(address.url, headers, call, endpoint, dialect, max_tokens, deadline_s)
         return RelayAttempt(self._transport.opened(outgoing), call, dialect, meter, outgoing.deadlines)
 
     async def close(self) -> None:
@@ -179,8 +182,22 @@ class RelayAttempt:
         meter.finish_reason = facts.finish_reason
         meter.delivered_tokens = -(-facts.output_bytes // _BYTES_PER_TOKEN)
         body = facts.mended or body
-        keep_answer(meter, body)
-        return Answer(content_type=_JSON, body=body, headers=self._visible_headers())
+        content_type = self._type_of_answer()
+        if content_type == _JSON or content_type.startswith("text/"):
+            keep_answer(meter, body)  # sound is no text, and nobody could read it in a log
+        return Answer(content_type=content_type, body=body, headers=self._visible_headers())
+
+    def _type_of_answer(self) -> str:
+        """JSON, unless the dialect has answers of the type that the upstream names."""
+        if not isinstance(self._dialect, Forwarded):
+            return _JSON
+        theirs = self._exchange.content_type
+        is_known = theirs.startswith(self._dialect.answer_types) if self._dialect.answer_types else False
+        return (
+            theirs
+            if is_known and theirs.isascii() and theirs.isprintable() and len(theirs) <= _MAX_HEADER_CHARS
+            else _JSON
+        )
 
     def _converted(self, body: bytes) -> Answer:
         """A complete answer where a stream was asked for: shown as a stream, judged like one."""

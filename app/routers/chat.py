@@ -13,10 +13,15 @@ from app.dialects.base import Dialect
 from app.dialects.completions import Completions
 from app.dialects.embeddings import Embeddings
 from app.dialects.envelope import with_model
+from app.dialects.images import Images
 from app.dialects.messages import Messages
+from app.dialects.moderations import Moderations
 from app.dialects.openai_chat import OpenAIChat
 from app.dialects.openai_errors import error_body
+from app.dialects.rerank import Rerank
 from app.dialects.responses import Responses
+from app.dialects.speech import Speech
+from app.dialects.transcriptions import Transcriptions, Translations
 from app.domain.call import Call, Meter
 from app.domain.catalog import Model
 from app.domain.identity import Identity
@@ -35,8 +40,9 @@ RECORD_WAIT_S = 2.0
 RECORD_POLL_S = 0.05
 
 MESSAGES = Messages()
-OF_AZURE: tuple[Dialect, ...] = (OpenAIChat(), Completions(), Embeddings())
-DIALECTS: tuple[Dialect, ...] = (*OF_AZURE, Responses(), MESSAGES)
+OF_AZURE: tuple[Dialect, ...] = (OpenAIChat(), Completions(), Embeddings(), Images(), Speech())
+DIALECTS: tuple[Dialect, ...] = (*OF_AZURE, Responses(), MESSAGES, Moderations(), Rerank())
+OF_FORMS: tuple[Transcriptions, ...] = (Transcriptions(), Translations())
 OF_DEPLOYMENTS: Mapping[str, Dialect] = {dialect.upstream_path: dialect for dialect in OF_AZURE}
 """What Azure's clients may ask of a deployment, by the end of the path."""
 
@@ -52,6 +58,7 @@ class DataPlane:
         """By path without its `/v1`."""
         errors = error_body
         calls = {dialect.upstream_path: self._calling(dialect) for dialect in DIALECTS}
+        calls |= {dialect.upstream_path: self._calling_with_form(dialect) for dialect in OF_FORMS}
         return {
             **calls,
             **{f"/openai/v1{path}": route for path, route in calls.items()},
@@ -73,6 +80,16 @@ class DataPlane:
     def _calling(self, dialect: Dialect) -> Route:
         async def call(exchange: Exchange) -> None:
             await self._call(exchange, dialect)
+
+        return Route({"POST": call}, dialect.error_body)
+
+    def _calling_with_form(self, dialect: Transcriptions) -> Route:
+        async def call(exchange: Exchange) -> None:
+            started_s = self._container.clock.monotonic()
+            identity = await self._identify(exchange)
+            body = await self._body(exchange, is_form=True)
+            read = dialect.read_form(body, exchange.headers[b"content-type"])
+            await self._made(exchange, dialect, _meter(exchange, identity, read, started_s))
 
         return Route({"POST": call}, dialect.error_body)
 
@@ -137,13 +154,15 @@ class DataPlane:
         call = dialect.read(body)
         if dialect.passes_headers:
             call = replace(call, headers=exchange.passed(dialect.passes_headers))
-        meter = _meter(exchange, identity, call, started_s)
-        await CallResponse(container.chat, dialect, container.catalog.current, meter).send(exchange)
+        await self._made(exchange, dialect, _meter(exchange, identity, call, started_s))
 
-    async def _body(self, exchange: Exchange) -> bytes:
+    async def _made(self, exchange: Exchange, dialect: Dialect, meter: Meter) -> None:
+        await CallResponse(self._container.chat, dialect, self._container.catalog.current, meter).send(exchange)
+
+    async def _body(self, exchange: Exchange, *, is_form: bool = False) -> bytes:
         settings = self._container.settings
         return await exchange.read_body(
-            max_bytes=settings.max_request_bytes, timeout_s=settings.request_body_timeout_seconds
+            max_bytes=settings.max_request_bytes, timeout_s=settings.request_body_timeout_seconds, is_form=is_form
         )
 
     async def _identify(self, exchange: Exchange) -> Identity:

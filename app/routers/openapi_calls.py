@@ -42,8 +42,12 @@ class _Call:
     chunk: str | None = None
     parameters: list[Json] = field(default_factory=list)
     error: str = "GatewayError"
+    is_form: bool = False
+    binary: str | None = None
+    """The media type of an answer that is no JSON."""
 
 
+_AS_IT_IS = f"Passed on to endpoints that offer it, and answered as they answer. {_REST}"
 _DEPLOYMENT = in_path("model", "The model's name or one of its aliases, as Azure's clients name a deployment.")
 _CALLS = (
     _Call(
@@ -74,6 +78,40 @@ _CALLS = (
         "/v1/messages/count_tokens", "countMessageTokens", "Count what a message would send",
         "Counted by the gateway, with the vocabulary that fits the model best; free of charge.",
         "MessageCountRequest", "MessageTokens", _HELLO, error="MessageError",
+    ),
+    _Call(
+        "/v1/moderations", "createModeration", "Have a text judged", _AS_IT_IS,
+        "ModerationRequest", "Moderation", {"model": "omni-moderation", "input": "a text"},
+    ),
+    _Call(
+        "/v1/rerank", "createRanking", "Sort documents by a question", _AS_IT_IS,
+        "RankingRequest", "Ranking", {"model": "rerank", "query": "a question", "documents": ["one text", "another"]},
+    ),
+    _Call(
+        "/v1/images/generations", "createImage", "Have pictures made", _AS_IT_IS,
+        "ImageRequest", "ImageList", {"model": "gpt-image-1", "prompt": "a lighthouse"},
+    ),
+    _Call(
+        "/v1/audio/speech", "createSpeech", "Have a text spoken", _AS_IT_IS,
+        "SpeechRequest", "Sound", {"model": "tts-1", "input": "Hello", "voice": "alloy"}, binary="audio/mpeg",
+    ),
+    _Call(
+        "/v1/audio/transcriptions", "createTranscription", "Have speech written down", _AS_IT_IS,
+        "TranscriptionRequest", "Transcription", {"model": "whisper-1", "file": "…"}, is_form=True,
+    ),
+    _Call(
+        "/v1/audio/translations", "createTranslation", "Have speech written down in English", _AS_IT_IS,
+        "TranscriptionRequest", "Transcription", {"model": "whisper-1", "file": "…"}, is_form=True,
+    ),
+    _Call(
+        "/openai/deployments/{model}/images/generations", "createDeploymentImage", "Have pictures made, as Azure's clients do",
+        "The path names the model; `api-version` is ignored.", "DeploymentRequest", "ImageList",
+        {"prompt": "a lighthouse"}, None, [_DEPLOYMENT],
+    ),
+    _Call(
+        "/openai/deployments/{model}/audio/speech", "createDeploymentSpeech", "Have a text spoken, as Azure's clients do",
+        "The path names the model; `api-version` is ignored.", "DeploymentRequest", "Sound",
+        {"input": "Hello", "voice": "alloy"}, None, [_DEPLOYMENT], binary="audio/mpeg",
     ),
     _Call(
         "/openai/deployments/{model}/chat/completions", "createDeploymentChatCompletion", "Ask a model, as Azure's clients do",
@@ -116,6 +154,7 @@ def call_schemas() -> Json:
         "MessageError": _message_error(),
         "MessageCountRequest": _message_count_request(),
         "MessageTokens": object_of({"input_tokens": integer()}, "input_tokens"),
+        **_forwarded_schemas(),
         "DeploymentRequest": object_of({"stream": {"type": "boolean", "default": False}}),
     }
 
@@ -124,7 +163,7 @@ def _described(call: _Call) -> Json:
     answer: Json = {
         "description": "The model's answer.",
         "headers": {name: ref("headers", name) for name in _HEADERS},
-        "content": {"application/json": {"schema": schema(call.answer)}},
+        "content": {call.binary or "application/json": {"schema": schema(call.answer)}},
     }
     if call.chunk is not None:
         answer["description"] = (
@@ -141,12 +180,49 @@ def _described(call: _Call) -> Json:
         "parameters": call.parameters,
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": schema(call.request), "example": call.example}},
+            "content": {
+                "multipart/form-data" if call.is_form else "application/json": {
+                    "schema": schema(call.request),
+                    "example": call.example,
+                }
+            },
         },
         "responses": {
             "200": answer,
-            **refused("400", "401", "402", "403", "404", "429", "502", "503", "504", shape=call.error),
+            **refused("400", "401", "402", "403", "404", "415", "429", "502", "503", "504", shape=call.error),
         },
+    }
+
+
+def _forwarded_schemas() -> Json:
+    text = {"type": "string"}
+    model = {"model": {**text, "description": "A name from `GET /v1/models`."}}
+    some = {"type": ["string", "array"], "items": {}}
+    picture = object_of({"url": text, "b64_json": text})
+    return {
+        "ModerationRequest": object_of({**model, "input": some}, "model", "input"),
+        "Moderation": object_of({"results": list_of({"type": "object"})}, "results"),
+        "RankingRequest": object_of(
+            {**model, "query": text, "documents": list_of({"type": ["string", "object"]}), "top_n": integer()},
+            "model",
+            "query",
+            "documents",
+        ),
+        "Ranking": object_of({"results": list_of({"type": "object"})}),
+        "ImageRequest": object_of(
+            {**model, "prompt": text, "n": {"type": "integer", "minimum": 1}, "size": text, "quality": text},
+            "model",
+            "prompt",
+        ),
+        "ImageList": object_of({"created": integer(), "data": list_of(picture)}, "data"),
+        "SpeechRequest": object_of({**model, "input": text, "voice": text, "response_format": text}, "model", "input"),
+        "Sound": {"type": "string", "format": "binary"},
+        "TranscriptionRequest": object_of(
+            {**model, "file": {"type": "string", "format": "binary"}, "language": text, "response_format": text},
+            "model",
+            "file",
+        ),
+        "Transcription": object_of({"text": text}, "text"),
     }
 
 

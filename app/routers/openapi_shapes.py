@@ -16,6 +16,7 @@ REFUSALS: tuple[tuple[str, str], ...] = (
     ("402", "`budget_exceeded`: a hard budget cannot pay for the request."),
     ("403", "`payment_expired`, `user_suspended`, `model_not_allowed`, `app_inactive`, `ip_not_allowed`."),
     ("404", "`model_not_found`, `not_found`."),
+    ("415", "`unsupported_media_type`: the body is not of the kind that this operation takes."),
     ("429", "`rate_limit_exceeded`; `type` is `requests`, `tokens`, `concurrency` or `budget_reserved`."),
     ("502", "`upstream_error`: every endpoint of the model was tried."),
     ("503", "`no_healthy_endpoint`, `dependency_unavailable`; with `Retry-After`."),

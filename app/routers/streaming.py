@@ -67,7 +67,7 @@ class CallResponse:
             ):
                 if answer.chunks is None:
                     bill(self._meter)  # the cost goes into the headers
-                    headers = [(b"content-type", b"application/json"), *call_headers(self._meter)]
+                    headers = [(b"content-type", answer.content_type.encode()), *call_headers(self._meter)]
                     last = answer.body
                 else:
                     await exchange.start(200, [*STREAM_HEADERS, *call_headers(self._meter)])

@@ -197,3 +197,113 @@ async def test_azure_as_an_upstream_is_called_by_its_own_paths_and_header(house:
     line = [line for line in (await house.upstream.invoice()).lines if line.path == path][-1]
     assert line.query == "api-version=2024-10-21"
     assert (line.header("api-key"), line.header("authorization")) == ("sk-upstream-key-of-the-tests", None)
+
+
+# ── Passed on as they are ─────────────────────────────────────────────────────────────────────────────────────────────
+
+FORWARDED: dict[str, Json] = {
+    "moderations": {"input": "a text"},
+    "rerank": {"query": "q", "documents": ["a", "b"]},
+    "images/generations": {"prompt": "a cat", "n": 2, "quality": "standard"},
+    "audio/speech": {"input": "Hello", "voice": "alloy"},
+}
+
+
+@pytest.mark.parametrize("operation", FORWARDED)
+async def test_what_is_passed_on_is_answered_recorded_and_limited(house: House, operation: str) -> None:
+    price = {"input_usd_per_mtok": "0", "output_usd_per_mtok": "0", "request_usd": "0.01", "image_usd": "0.04"}
+    model = await house.model(price=price)
+    key = await house.key(limits=[{"kind": "requests", "limit": 1, "window_seconds": 60}])
+    body = {"model": model, **FORWARDED[operation]}
+
+    answer = await post(house, key, f"/v1/{operation}", body)
+
+    assert answer.status == 200, answer.text
+    is_sound = operation == "audio/speech"
+    assert (answer.header("content-type") or "").startswith("audio/mpeg" if is_sound else "application/json")
+    assert answer.body.startswith(b"ID3" if is_sound else b"{")
+    record = await house.record(request_id_of(answer))
+    assert (record["outcome"], record["is_stream"]) == ("ok", False)
+    assert record["cost_usd"] == ("0.090000000" if operation.startswith("images") else "0.010000000")
+    assert await sent_body(house, model) == body
+    refused = await post(house, key, f"/v1/{operation}", body)
+    assert (refused.status, error_of(refused)["type"]) == (429, "requests")
+
+
+@pytest.mark.parametrize("operation", FORWARDED)
+@pytest.mark.parametrize(
+    ("scenario", "status"),
+    [
+        (Scenario(status=500), 502),
+        (Scenario(raw_body="<html>", content_type="text/html"), 502),
+        (Scenario(raw_body='{"error":{"message":"full","code":503}}'), 503),
+        (Scenario(raw_body=""), 502),
+        (Scenario(status=422), 422),
+    ],
+)
+async def test_t063_t069_bad_answers_are_told_apart_whatever_is_asked(
+    house: House, operation: str, scenario: Scenario, status: int
+) -> None:
+    key, model = await house.key(), await house.model(scenario)
+    answer = await post(house, key, f"/v1/{operation}", {"model": model, **FORWARDED[operation]})
+    assert answer.status == status
+    error_of(answer)
+
+
+def form(model: str, *, boundary: str = "XyZ", more: str = "") -> bytes:
+    fields = f'--{boundary}\r\nContent-Disposition: form-data; name="model"\r\n\r\n{model}\r\n{more}'
+    file = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="../../etc/passwd"\r\n\r\n'
+    return fields.encode() + file.encode() + b"RIFF\x00\xff" * 100 + f"\r\n--{boundary}--\r\n".encode()
+
+
+async def sent_form(house: House, key: str, path: str, body: bytes, *, boundary: str = "XyZ") -> RawResponse:
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": f"multipart/form-data; boundary={boundary}"}
+    return await raw_http.call(house.gateway.port, "POST", path, headers=headers, body=body)
+
+
+@pytest.mark.parametrize("operation", ["audio/transcriptions", "audio/translations"])
+async def test_speech_is_written_down(house: House, operation: str) -> None:
+    key, model = await house.key(), await house.model(Scenario(text="hello world"), endpoints=0)
+    await house.endpoint(model, upstream_model=f"{model}-up")
+    await house.upstream.script(by_model={f"{model}-up": Scenario(text="hello world")})
+
+    answer = await sent_form(house, key, f"/v1/{operation}", form(model))
+
+    assert answer.status == 200, answer.text
+    assert json.loads(answer.body)["text"] == "hello world"
+    record = await house.record(request_id_of(answer))
+    assert (record["dialect"], record["outcome"]) == (operation.partition("/")[2], "ok")
+    (line,) = (await house.upstream.invoice()).of_model(f"{model}-up").lines
+    assert line.body == form(f"{model}-up")
+    assert line.header("content-type") == "multipart/form-data; boundary=XyZ"
+
+
+async def test_t055_a_form_that_is_wrong_is_refused_quickly(house: House) -> None:
+    key, model = await house.key(), await house.model()
+    path = "/v1/audio/transcriptions"
+    part = '--XyZ\r\nContent-Disposition: form-data; name="x"\r\n\r\ny\r\n'
+    cases = {
+        "tail": (form(model) + b"-" * 10_000, 200),
+        "parts": (form(model, more=part * 1000), 400),
+        "nul": (form(model, more=part.replace('"x"', '"x\x00"')), 400),
+        "nameless": (form(model, more=part.replace('; name="x"', "")), 400),
+        "open": (form(model)[:-10], 400),
+        "steering": (form(model, more=part.replace('"x"', '"api_base"')), 400),
+        "empty": (b"", 400),
+    }
+    for name, (body, status) in cases.items():
+        answer = await sent_form(house, key, path, body)
+        assert answer.status == status, (name, answer.text)
+    json_sent = await post(house, key, path, {"model": model})
+    assert (json_sent.status, error_of(json_sent)["code"]) == (415, "unsupported_media_type")
+    form_sent = await sent_form(house, key, "/v1/chat/completions", form(model))
+    assert form_sent.status == 415
+
+
+async def test_what_only_some_endpoints_offer_is_refused_by_the_others_without_blame(house: House) -> None:
+    model = await house.model(endpoints=0)
+    await house.endpoint(
+        model, provider="litellm", upstream_model="anthropic/claude-x", api_base="http://127.0.0.1:8999"
+    )
+    answer = await post(house, await house.key(), "/v1/moderations", {"model": model, "input": "x"})
+    assert (answer.status, error_of(answer)["code"]) == (400, "invalid_request")

@@ -20,6 +20,7 @@ import msgspec
 import pytest
 
 from app.demo_server import DemoServer, DemoUpstream
+from app.dialects.embeddings import Embeddings
 from app.dialects.openai_chat import OpenAIChat
 from app.domain.call import Call, Meter, Quality
 from app.domain.catalog import Endpoint, ProviderKind, Timeouts
@@ -344,10 +345,7 @@ async def test_data_urls_and_addresses_in_prose_pass(provider: LiteLLMProvider, 
 async def test_other_dialects_are_refused_without_blaming_the_endpoint(
     provider: LiteLLMProvider, upstream: ScriptedUpstream
 ) -> None:
-    class Embeddings(OpenAIChat):
-        name = "embeddings"
-
-    call = a_call()
+    call = Embeddings().read(b'{"model":"claude","input":"hi"}')
     with pytest.raises(AttemptFailed) as caught:
         async with provider.opened(
             call, endpoint_at(upstream), Embeddings(), a_meter(call), max_tokens=None, deadline_s=time.monotonic() + 5
