@@ -38,6 +38,7 @@ def register(cli: typer.Typer) -> None:
         "create-app": create_app,
         "create-admin": create_admin,
         "erase-user-content": erase_user_content,
+        "rotate-secret-key": rotate_secret_key,
         "add-model": add_model,
         "add-endpoint": add_endpoint,
     }
@@ -190,6 +191,25 @@ def erase_user_content(
     _run(run)
 
 
+def rotate_secret_key(as_json: Json = False) -> None:
+    """Seal all credentials under SECRET_KEY, once every process knows it and SECRET_KEY_PREVIOUS; then tell when that may go."""
+    from app.models.schemas import ResealedView
+
+    async def run(services: Container) -> None:
+        done = await services.management.secret_key.rotate(_actor())
+        lines = [f"Sealed under SECRET_KEY: the credentials of {done.endpoints} endpoints."]
+        if done.left_out:
+            lines.append(f"Opened by neither key, and so left as they are: {', '.join(done.left_out)}.")
+        lines.append(
+            f"{done.unused_keys} active keys were not used since: keep SECRET_KEY_PREVIOUS until they were, or are revoked."
+            if done.unused_keys
+            else "Every active key was used since: SECRET_KEY_PREVIOUS may go, once apps and administrators were here, too."
+        )
+        _say(ResealedView.of(done), "\n".join(lines), as_json)
+
+    _run(run)
+
+
 def add_model(
     name: Annotated[str, typer.Argument(help="What clients ask for.")],
     aliases: Annotated[list[str] | None, typer.Option("--alias", help="Another name; repeat for more.")] = None,
@@ -306,6 +326,7 @@ async def _services(settings: Settings) -> AsyncIterator[Container]:
     try:
         async with process.redis.pumping():
             await migrate(settings.database_url, lambda line: typer.echo(line, err=True))
+            await process.secret_keys.settle(process.secret_key_store)
             yield process.container
     finally:
         await process.engine.dispose()

@@ -35,7 +35,14 @@ SAMPLE_SECRETS = frozenset(
 """The values that `.env.example` and common habits put where a secret belongs; a start with one of them is refused."""
 
 MIN_SECRET_BYTES = 32
-SECRETS = ("secret_key", "admin_token", "gateway_shared_secret", "metrics_token", "alert_webhook_secret")
+SECRETS = (
+    "secret_key",
+    "secret_key_previous",
+    "admin_token",
+    "gateway_shared_secret",
+    "metrics_token",
+    "alert_webhook_secret",
+)
 """Those of our own, which must be strong. The provider's credential is as strong as the provider made it."""
 
 
@@ -60,6 +67,7 @@ class Settings(BaseSettings):
 
     # Secrets
     secret_key: SecretStr = Field(SecretStr(""), examples=["the output of: openssl rand -base64 48"])
+    secret_key_previous: SecretStr = Field(SecretStr(""), examples=["the SECRET_KEY of before"])
     admin_token: SecretStr = Field(SecretStr(""), examples=["the output of: openssl rand -base64 48"])
     gateway_shared_secret: SecretStr = Field(SecretStr(""), examples=["the output of: openssl rand -base64 48"])
     metrics_token: SecretStr = Field(SecretStr(""), examples=["the output of: openssl rand -base64 48"])
@@ -69,6 +77,15 @@ class Settings(BaseSettings):
     dashboard_session_idle_minutes: int = Field(60, ge=1, le=1440, examples=["30"])
     dashboard_session_hours: int = Field(12, ge=1, le=720, examples=["8"])
     dashboard_insecure_cookie: bool = Field(False, examples=["true"])
+
+    oidc_issuer: str = Field("", max_length=500, examples=["https://login.example.com/realms/company"])
+    oidc_client_id: str = Field("", max_length=300, examples=["antigravity"])
+    oidc_client_secret: SecretStr = Field(SecretStr(""), examples=["the secret that the provider gave this client"])
+    oidc_scopes: str = Field("openid email profile", max_length=500, examples=["openid email profile groups"])
+    oidc_role_claim: str = Field("groups", min_length=1, max_length=200, examples=["realm_access.roles"])
+    oidc_role_map: str = Field("", max_length=10_000, examples=["llm-owners=owner, llm-team=admin, finance=billing"])
+    oidc_email_domains: str = Field("", max_length=2000, examples=["example.com"])
+    accept_litellm_keys: bool = Field(False, examples=["true"])
 
     # The first model
     default_model: str = Field("gpt-4o-mini", max_length=200, examples=["gpt-4o-mini"])
@@ -164,6 +181,18 @@ class Settings(BaseSettings):
             raise ValueError("is not an http(s) URL without path, user and password")
         return f"{parts.scheme}://{parts.netloc}"
 
+    @field_validator("oidc_issuer")
+    @classmethod
+    def _issuer(cls, value: str) -> str:
+        if not value:
+            return ""
+        parts = urlsplit(cls._api_base(value))
+        if parts.query or parts.fragment:
+            raise ValueError("is not an http(s) URL without query, user and password")
+        if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+            raise ValueError("is not an https URL")
+        return value
+
     @field_validator("alert_webhook_url")
     @classmethod
     def _webhook(cls, value: str) -> str:
@@ -236,6 +265,9 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     except UnicodeDecodeError:
         raise SettingsError(".env is not a UTF-8 text file.") from None
     _refuse_weak_secrets(settings)
+    for name in ("public_url", "oidc_client_id", "oidc_role_map") if settings.oidc_issuer else ():
+        if not getattr(settings, name):
+            raise SettingsError(f"{name.upper()} is not set, and OIDC_ISSUER needs it. Set it to {_example(name)}.")
     if (
         settings.audit_anchor.startswith(("http://", "https://"))
         and not settings.alert_webhook_secret.get_secret_value()

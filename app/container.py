@@ -20,6 +20,7 @@ from app.services.identities import Identities
 from app.services.load_balancer import LoadBalancer
 from app.services.management import Management
 from app.services.repeats import Repeats
+from app.services.single_sign_on import SingleSignOn
 from app.services.standing import Standings
 from app.services.usage_log import UsageLog
 from app.storage.management_ports import AuditStore
@@ -49,6 +50,6 @@ class Container:
     alerts: Alerts
     standings: Standings
     endpoint_care: EndpointCare
-    has_sso: bool
+    single_sign_on: SingleSignOn | None
     siblings: Siblings | None = None
     """The other workers of this machine, where there are any: what they have counted."""

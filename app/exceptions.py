@@ -26,6 +26,7 @@ from typed arguments, and are safe to show to a caller: they never hold a creden
 
     AttemptFailed      one attempt at one endpoint failed; `kind` carries the retry decision (never shown to a caller)
     SettingsError      the process must not start: one line for the operator
+    └── SecretKeyMismatch
 """
 
 from __future__ import annotations
@@ -515,3 +516,13 @@ class AttemptFailed(Exception):
 
 class SettingsError(Exception):
     """The process must not start; the message is one line that names the variable, the fault and an example."""
+
+
+class SecretKeyMismatch(SettingsError):
+    """The database belongs to another `SECRET_KEY`: nothing that it holds of credentials can be used."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "SECRET_KEY is not the one that this database was set up with, so no key would be known and no credential could be "
+            "opened. Restore it; to change it, set the old one as SECRET_KEY_PREVIOUS and run `python -m app rotate-secret-key`."
+        )

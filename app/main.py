@@ -33,16 +33,18 @@ from app.domain.identity import LogContent
 from app.domain.limits import Limit, LimitKind
 from app.domain.money import usd_to_nano
 from app.domain.retry_budget import RetryBudget
+from app.domain.sso import RolePolicy
 from app.drain import Departure
 from app.exceptions import CallerError, DependencyUnavailable, Draining, SettingsError
 from app.exposition import siblings_of
 from app.garbage import seldom_collected
-from app.middleware.admin_session import AdminSessionMiddleware
+from app.middleware.admin_session import SIGN_IN, AdminSessionMiddleware
 from app.middleware.gateway import GatewayMiddleware
 from app.providers.anthropic import AnthropicProvider
 from app.providers.base import Provider
 from app.providers.demo import DemoProvider
 from app.providers.litellm import LiteLLMProvider
+from app.providers.oidc import OidcClient, OidcProvider
 from app.providers.price_map import PriceMap
 from app.providers.prober import UpstreamProber
 from app.providers.relay import OpenAIRelay
@@ -58,7 +60,7 @@ from app.services.admin_access import AdminAccess
 from app.services.admin_sessions import AdminSessions, SessionCookie
 from app.services.admission import Admission
 from app.services.alerts import Alerts
-from app.services.api_key import pepper_of
+from app.services.api_key import fingerprint_of, pepper_of
 from app.services.audit_anchor import EVERY_S as ANCHOR_EVERY_S
 from app.services.audit_anchor import AuditAnchors, Keep
 from app.services.bootstrap import FirstModel, bootstrap
@@ -80,7 +82,9 @@ from app.services.maintenance import Chore, supervise
 from app.services.management import open_management
 from app.services.recovery import RecoveringCounters
 from app.services.repeats import Repeats
+from app.services.secret_key import SecretKeys
 from app.services.shadow import Shadows
+from app.services.single_sign_on import SingleSignOn
 from app.services.standing import Standings
 from app.services.usage_log import UsageLog
 from app.services.user_expiry import UserExpiry
@@ -104,6 +108,7 @@ from app.storage.sql_management import SqlManagement
 from app.storage.sql_partitions import NotTheOwner
 from app.storage.sql_repeats import SqlRepeats
 from app.storage.sql_reports import SqlReportStore
+from app.storage.sql_secret_key import SqlSecretKey
 from app.storage.sql_sessions import SqlSessions
 from app.storage.sql_usage import SqlUsageStore
 from app.telemetry import configure_logging, logger
@@ -146,6 +151,8 @@ class Process:
     prices: PriceMap
     tokenizer: BundledTokenizer
     anchors: AuditAnchors
+    secret_keys: SecretKeys
+    secret_key_store: SqlSecretKey
 
 
 def wire(settings: Settings, clock: Clock | None = None) -> Process:
@@ -166,10 +173,18 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         is_local=settings.on_redis_down is OnRedisDown.LOCAL,
     )
     secret_key = settings.secret_key.get_secret_value()
-    pepper, sealer, egress = pepper_of(secret_key), Sealer(secret_key), egress_policy(settings)
+    older_keys = [each for each in (settings.secret_key_previous.get_secret_value(),) if each]
+    secret_keys = SecretKeys(fingerprint_of(secret_key), [fingerprint_of(each) for each in older_keys])
+    pepper, older_peppers = pepper_of(secret_key), tuple(pepper_of(each) for each in older_keys)
+    sealer, egress = Sealer(secret_key, *older_keys), egress_policy(settings)
+    secret_key_store = SqlSecretKey(engine, sealer)
+
+    async def redigest(old: bytes, new: bytes) -> None:
+        await secret_key_store.redigest(old, new, fingerprint=secret_keys.current)
+
     admin_token = settings.admin_token.get_secret_value() or None
     management_store = SqlManagement(engine)
-    admin_access = AdminAccess(management_store, clock, pepper, admin_token)
+    admin_access = AdminAccess(management_store, clock, pepper, admin_token, older_peppers, redigest)
     sessions_store, audit, reports = SqlSessions(engine), SqlAudit(engine), SqlReportStore(engine)
 
     async def announce(revision: int, kind: str, ref: str) -> None:
@@ -183,6 +198,7 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         publish=announce,
         pepper=pepper,
         sealer=sealer,
+        secret_keys=secret_keys,
         egress=egress,
         has_bootstrap_token=admin_token is not None,
         default_user=default_user(settings),
@@ -198,6 +214,9 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         create_user=commands.users.create_on_sight,
         shared_secret=settings.gateway_shared_secret.get_secret_value(),
         grace_days=grace_days,
+        older_peppers=older_peppers,
+        redigest=redigest,
+        accepts_imported=settings.accept_litellm_keys,
     )
     prices = PriceMap.installed()
     endpoint_events = SqlEndpointEvents(engine)
@@ -273,6 +292,18 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         chance=random,
     )
     shadows = Shadows(clock=clock, chance=random)
+    admin_sessions = AdminSessions(
+        access=admin_access,
+        store=sessions_store,
+        failures=sessions_store,
+        clock=clock,
+        peppers=[pepper, *older_peppers],
+        idle=timedelta(minutes=settings.dashboard_session_idle_minutes),
+        lifetime=timedelta(hours=settings.dashboard_session_hours),
+        sso_origin=sso_origin(settings),
+    )
+    single_sign_on = single_sign_on_of(settings, admin_sessions, clock)
+
     container = Container(
         settings=settings,
         clock=clock,
@@ -291,15 +322,7 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         ),
         management=commands,
         admin_access=admin_access,
-        admin_sessions=AdminSessions(
-            access=admin_access,
-            store=sessions_store,
-            failures=sessions_store,
-            clock=clock,
-            peppers=[pepper],
-            idle=timedelta(minutes=settings.dashboard_session_idle_minutes),
-            lifetime=timedelta(hours=settings.dashboard_session_hours),
-        ),
+        admin_sessions=admin_sessions,
         session_cookie=SessionCookie(is_insecure=settings.dashboard_insecure_cookie),
         audit=audit,
         call_contents=CallContents(reports, ledger, audit, clock),
@@ -319,7 +342,7 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
             catalog=lambda: catalog.current,
             clock=clock,
         ),
-        has_sso=False,
+        single_sign_on=single_sign_on,
         siblings=siblings_of(registry, settings.data_dir / SHARED_METRICS),
     )
     return Process(
@@ -339,6 +362,8 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         prices,
         tokenizer,
         AuditAnchors(audit=audit, clock=clock, keep=anchor_keeper(settings, transport, clock)),
+        secret_keys,
+        secret_key_store,
     )
 
 
@@ -400,6 +425,8 @@ async def running(process: Process, departure: Departure) -> AsyncIterator[None]
         closing.push_async_callback(process.tokenizer.close)
         await closing.enter_async_context(process.redis.pumping())
         closing.enter_context(watched(process))
+        with suppress(DependencyUnavailable):
+            process.secret_keys.require_known(await process.secret_key_store.belongs_to())
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(supervise(chore, process.election, container.clock), name=chore.name)
@@ -478,6 +505,8 @@ async def follow(process: Process) -> None:
     container, settings = process.container, process.container.settings
     if not container.catalog.is_loaded:
         await migrate(settings.database_url, lambda line: logger.info("migration", step=line))
+        if not await process.secret_keys.settle(process.secret_key_store):
+            logger.info("secret_key_rotation_pending", next_step="python -m app rotate-secret-key")
         await register_first_model(container, settings)
         await asyncio.to_thread(process.prices.load)
         await container.catalog.load()
@@ -552,6 +581,48 @@ def webhook_of(settings: Settings, transport: Transport, clock: Clock) -> Webhoo
     """The sender of alerts, where one is configured. Raises: SettingsError for an address that no endpoint could have either."""
     url = settings.alert_webhook_url
     return _webhook_to(url, "ALERT_WEBHOOK_URL", settings, transport, clock) if url else None
+
+
+def sso_origin(settings: Settings) -> str | None:
+    """What sessions from single sign-on hang on: with another provider or role map they end."""
+    if not settings.oidc_issuer:
+        return None
+    policy = (settings.oidc_role_claim, settings.oidc_role_map, settings.oidc_email_domains)
+    return "\n".join((settings.oidc_issuer, settings.oidc_client_id, *policy))
+
+
+def single_sign_on_of(settings: Settings, sessions: AdminSessions, clock: Clock) -> SingleSignOn | None:
+    """Single sign-on, where it is configured. Raises: SettingsError."""
+    origin = sso_origin(settings)
+    if origin is None:
+        return None
+    try:
+        policy = RolePolicy.parse(
+            claim=settings.oidc_role_claim,
+            role_map=settings.oidc_role_map,
+            email_domains=settings.oidc_email_domains,
+        )
+    except ValueError as error:
+        raise SettingsError(
+            f"OIDC_ROLE_MAP is not usable: {error}. Example: OIDC_ROLE_MAP=llm-owners=owner, llm-team=admin"
+        ) from None
+    client = OidcClient(
+        issuer=settings.oidc_issuer,
+        client_id=settings.oidc_client_id,
+        client_secret=settings.oidc_client_secret.get_secret_value(),
+        scopes=settings.oidc_scopes,
+        redirect_uri=f"{settings.public_url}{SIGN_IN}/sso/callback",
+        role_claim=settings.oidc_role_claim,
+    )
+    secrets = (settings.secret_key.get_secret_value(), settings.secret_key_previous.get_secret_value())
+    return SingleSignOn(
+        provider=OidcProvider(client, clock),
+        policy=policy,
+        sessions=sessions,
+        clock=clock,
+        origin=origin,
+        secret_keys=tuple(each for each in secrets if each),
+    )
 
 
 def anchor_keeper(settings: Settings, transport: Transport, clock: Clock) -> Keep | None:

@@ -127,6 +127,7 @@ async def _prepare(settings: Settings, upstream: DemoUpstream | None) -> str | N
     try:
         async with process.redis.pumping():
             await migrate(settings.database_url, say)
+            await process.secret_keys.settle(process.secret_key_store)
             management = process.container.management
             made = await bootstrap(management, first_model(settings), is_embedded=settings.is_embedded)
             if upstream is not None:

@@ -23,7 +23,7 @@ from app.routers.errors import install_error_handlers
 from app.services.admin_access import AdminAccess
 from app.services.admin_sessions import AdminSessions, SessionCookie
 from app.services.alerts import Alerts
-from app.services.api_key import pepper_of
+from app.services.api_key import fingerprint_of, pepper_of
 from app.services.call_content import CallContents
 from app.services.endpoint_care import EndpointCare
 from app.services.endpoint_checks import Check
@@ -31,6 +31,8 @@ from app.services.endpoint_events import EndpointEvents
 from app.services.load_balancer import LoadBalancer
 from app.services.management import Management, open_management
 from app.services.repeats import Repeats
+from app.services.secret_key import SecretKeys
+from app.services.single_sign_on import SingleSignOn
 from app.storage.alert_ports import WebhookSender
 from app.storage.ports import ReportStore, UsageStore
 from app.storage.sealing import Sealer
@@ -98,7 +100,7 @@ class Gateway:
     pepper: bytes
     sealer: Sealer
     session_cookie: SessionCookie = SessionCookie()
-    has_sso: bool = False
+    single_sign_on: SingleSignOn | None = None
 
     async def rows(self, sql: str, **values: object) -> list[dict[str, Any]]:
         async with self.engine.begin() as connection:
@@ -127,6 +129,7 @@ def open_gateway(
         publish=published,
         pepper=pepper,
         sealer=sealer,
+        secret_keys=SecretKeys(fingerprint_of(SECRET_KEY), ()),
         egress=EgressPolicy.parse(private_hosts),
         has_bootstrap_token=admin_token is not None,
     )

@@ -37,6 +37,7 @@ from app.storage.management_ports import (
     KeySpec,
     ModelRow,
     ModelSpec,
+    Resealed,
     UserRow,
     UserSpec,
 )
@@ -913,6 +914,16 @@ class AuditVerdictView(_View):
     verified: int = Field(examples=[1234])
     valid: bool
     first_invalid_id: str | None
+
+
+class ResealedView(_View):
+    endpoints: int
+    left_out: list[str]
+    unused_keys: int
+
+    @classmethod
+    def of(cls, done: Resealed) -> ResealedView:
+        return cls(endpoints=done.endpoints, left_out=list(done.left_out), unused_keys=done.unused_keys)
 
 
 class PageView(_View, Generic[Item]):

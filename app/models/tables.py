@@ -35,7 +35,7 @@ from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 from app.domain.latency import BUCKETS
 
-SCHEMA_REVISION = "0009"
+SCHEMA_REVISION = "0010"
 """The newest migration. A process whose database says otherwise migrates (or waits for the one that does)."""
 
 MAX_NAME_CHARS = 200
@@ -214,6 +214,16 @@ admins = Table(
     UniqueConstraint("token_digest"),
     CheckConstraint("role IN ('owner', 'admin', 'billing', 'viewer')", name="role"),
 )
+
+secret_key = Table(
+    "secret_key",
+    metadata,
+    Column("id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("set_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    CheckConstraint("id = 1", name="single_row"),
+)
+"""One row: which SECRET_KEY digests and sealed credentials belong to. A process with another one refuses to work on them."""
 
 admin_sessions = Table(
     "admin_sessions",

@@ -9,8 +9,9 @@ from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 
 from app.admin.sign_in_page import sign_in_page
-from app.exceptions import GatewayError, UnsupportedMediaType
+from app.exceptions import GatewayError, NotFound, UnsupportedMediaType
 from app.middleware.admin_session import (
+    HOME,
     SIGN_IN,
     SIGN_OUT,
     form_fields,
@@ -21,6 +22,7 @@ from app.middleware.admin_session import (
 )
 from app.middleware.exchange import error_headers
 from app.services.admin_sessions import AdminSessions, OpenedSession, SessionCookie
+from app.services.single_sign_on import PENDING_S, Answer, SingleSignOn
 
 SIGN_IN_BYTES: Final = 16 * 1024
 """A token, and the address of the page to go on to."""
@@ -36,7 +38,7 @@ class SignInServices(Protocol):
     @property
     def session_cookie(self) -> SessionCookie: ...
     @property
-    def has_sso(self) -> bool: ...
+    def single_sign_on(self) -> SingleSignOn | None: ...
 
 
 @router.get(SIGN_IN)
@@ -69,6 +71,53 @@ async def sign_in(request: Request) -> Response:
     return signed_in(services, opened, next_path)
 
 
+@router.get(f"{SIGN_IN}/sso")
+async def begin_single_sign_on(request: Request) -> Response:
+    """Send the browser to the provider of single sign-on."""
+    services = _services(request)
+    next_path = safe_next(request.query_params.get("next"))
+    try:
+        begun = await _configured(services).start(next_path)
+    except GatewayError as error:
+        return _page(request, next_path=next_path, error=error)
+    response = RedirectResponse(begun.location, status_code=303)
+    cookie = services.session_cookie.of_pending_sign_in
+    response.headers["set-cookie"] = cookie.set_header(begun.cookie_value, max_age_s=PENDING_S)
+    return response
+
+
+@router.get(f"{SIGN_IN}/sso/callback")
+async def finish_single_sign_on(request: Request) -> Response:
+    """Where the provider sends the browser back to."""
+    services, query = _services(request), request.query_params
+    pending = services.session_cookie.of_pending_sign_in
+    try:
+        opened, next_path = await _configured(services).finish(
+            Answer(*(_only(query.getlist(name)) for name in ("code", "state", "iss", "error"))),
+            pending_cookie=session_cookie_in(request.scope, pending),
+            address=address_of(request),
+            user_agent=request.headers.get("user-agent", ""),
+            presented_cookie=session_cookie_in(request.scope, services.session_cookie),
+        )
+    except GatewayError as error:
+        response = _page(request, next_path=HOME, error=error)
+    else:
+        response = signed_in(services, opened, next_path)
+    response.headers.append("set-cookie", pending.clear_header())
+    return response
+
+
+def _configured(services: SignInServices) -> SingleSignOn:
+    if services.single_sign_on is None:
+        raise NotFound("Single sign-on is not configured.")
+    return services.single_sign_on
+
+
+def _only(values: list[str]) -> str | None:
+    """A parameter sent twice is none at all."""
+    return values[0] if len(values) == 1 else None
+
+
 @router.post(SIGN_OUT)
 async def sign_out(request: Request) -> Response:
     services = _services(request)
@@ -95,7 +144,7 @@ def _page(request: Request, *, next_path: str, error: GatewayError | None = None
     body = sign_in_page(
         next_path=next_path,
         fault=None if error is None else error.message,
-        has_sso=services.has_sso,
+        has_sso=services.single_sign_on is not None,
         is_unencrypted=not services.session_cookie.is_insecure and not _keeps_secure_cookies(request),
     )
     response = Response(body, status_code=200 if error is None else error.status, media_type="text/html; charset=utf-8")

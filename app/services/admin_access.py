@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from app.clock import Clock
 from app.domain.access import BOOTSTRAP, Actor, Role
-from app.exceptions import InvalidApiKey
-from app.services.api_key import ADMIN_TOKEN_PREFIX, digest_of, is_same_secret
-from app.storage.management_ports import ManagementStore
+from app.exceptions import DependencyUnavailable, InvalidApiKey
+from app.services.api_key import ADMIN_TOKEN_PREFIX, Redigest, digest_of, is_same_secret
+from app.storage.management_ports import AdminRow, ManagementStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,9 @@ class AdminAccess:
     clock: Clock
     pepper: bytes = field(repr=False)
     bootstrap_token: str | None = field(repr=False)
+    older_peppers: tuple[bytes, ...] = field(default=(), repr=False)
+    redigest: Redigest | None = None
+    """Told of a digest under an older pepper, and what it is under the present one."""
 
     async def identify(self, authorization: str | None, *, address: str | None) -> Actor:
         """The administrator behind an `Authorization` header.
@@ -41,11 +45,10 @@ class AdminAccess:
         """Whose token it is. Raises: InvalidApiKey, as `identify`."""
         if self.is_bootstrap(token):
             return Holder(Actor(BOOTSTRAP, Role.OWNER, address))
-        digest = self.digest_of(token)
-        if digest is None:
+        digests = self.digests_of(token)
+        if not digests:
             raise InvalidApiKey
-        async with self.store.reading() as reader:
-            row = await reader.admin_by_digest(digest)
+        row = await self._row_of(digests)
         if row is None or not row.is_active_at(self.clock.now()):
             raise InvalidApiKey
         actor = Actor(row.spec.name, row.spec.role, address, row.spec.expires_at)
@@ -54,10 +57,23 @@ class AdminAccess:
     def is_bootstrap(self, token: str) -> bool:
         return bool(self.bootstrap_token) and is_same_secret(token, self.bootstrap_token or "")
 
-    def digest_of(self, token: str) -> bytes | None:
-        """None when it cannot be a token of ours."""
-        return digest_of(token, self.pepper, ADMIN_TOKEN_PREFIX)
+    def digests_of(self, token: str) -> list[bytes]:
+        """The present one first; empty when it cannot be a token of ours."""
+        found = [digest_of(token, pepper, ADMIN_TOKEN_PREFIX) for pepper in (self.pepper, *self.older_peppers)]
+        return [digest for digest in found if digest is not None]
 
     async def token_digests(self) -> frozenset[bytes]:
         async with self.store.reading() as reader:
             return await reader.token_digests()
+
+    async def _row_of(self, digests: list[bytes]) -> AdminRow | None:
+        async with self.store.reading() as reader:
+            found = [(each, await reader.admin_by_digest(each)) for each in digests]
+        present = digests[0]
+        for digest, row in found:
+            if row is not None:
+                if digest != present and self.redigest is not None:
+                    with suppress(DependencyUnavailable):  # the next use tries again
+                        await self.redigest(digest, present)
+                return row
+        return None

@@ -72,9 +72,11 @@ class SessionCookie:
     is_insecure: bool = False
     """For plain http between machines: no `Secure`, so whoever listens on the way can sign in with it."""
 
+    purpose: str = "session"
+
     @property
     def name(self) -> str:
-        return "ag_session" if self.is_insecure else "__Host-ag_session"
+        return f"{'' if self.is_insecure else '__Host-'}ag_{self.purpose}"
 
     def set_header(self, value: str, *, max_age_s: int) -> str:
         secure = "" if self.is_insecure else "; Secure"
@@ -82,6 +84,11 @@ class SessionCookie:
 
     def clear_header(self) -> str:
         return self.set_header("", max_age_s=0)
+
+    @property
+    def of_pending_sign_in(self) -> SessionCookie:
+        """The one that a sign-in under way at the provider of single sign-on is kept in."""
+        return replace(self, purpose="sso")
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,14 +303,14 @@ class AdminSessions:
     async def _is_known(self, token: str) -> bool:
         if self._access.is_bootstrap(token):
             return True
-        digest = self._access.digest_of(token)
-        if digest is None:
+        digests = self._access.digests_of(token)
+        if not digests:
             return False
         async with self._learning:
             if self._clock.monotonic() - self._known_at_s >= KNOWN_FOR_S:
                 self._known = await self._access.token_digests()
                 self._known_at_s = self._clock.monotonic()
-        return digest in self._known
+        return not self._known.isdisjoint(digests)
 
 
 def csrf_token_of(cookie: str) -> str:

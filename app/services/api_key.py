@@ -7,9 +7,12 @@ it under a pepper that is not in the database, so a copy of the database opens n
 
 from __future__ import annotations
 
+import hashlib
 import hmac
+import re
 import secrets
 import zlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -28,10 +31,16 @@ CHECKSUM_LENGTH: Final = 6
 SHOWN_LENGTH: Final = 4
 """Characters of the body that are shown in lists beside the prefix, to tell credentials apart: 24 of its 256 bits."""
 
+_IMPORTED: Final = re.compile(r"sk-[!-~]{5,200}\Z")
+
 _ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _PAIRS: Final = tuple(first + second for first in _ALPHABET for second in _ALPHABET)
 """All numbers below 62² as two digits, so that a checksum is written with three look-ups."""
 _PAIR: Final = 62 * 62
+
+
+Redigest = Callable[[bytes, bytes], Awaitable[None]]
+"""Store the second digest in place of the first: the same credential, under the present pepper."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +56,13 @@ class NewKey:
 def pepper_of(secret_key: str) -> bytes:
     """The pepper of all digests, derived from `SECRET_KEY`. Another `SECRET_KEY` makes every issued credential unknown."""
     return HKDF(algorithm=SHA256(), length=32, salt=None, info=b"antigravity credential digests v1").derive(
+        secret_key.encode()
+    )
+
+
+def fingerprint_of(secret_key: str) -> bytes:
+    """Tells one `SECRET_KEY` from another, and nothing about either; stored beside what belongs to it."""
+    return HKDF(algorithm=SHA256(), length=16, salt=None, info=b"antigravity secret key fingerprint v1").derive(
         secret_key.encode()
     )
 
@@ -78,6 +94,20 @@ def digest_of(secret: str, pepper: bytes, prefix: str = KEY_PREFIX) -> bytes | N
     if _checksum(packed[:-CHECKSUM_LENGTH]) != secret[-CHECKSUM_LENGTH:]:
         return None
     return hmac.digest(pepper, packed, "sha256")
+
+
+def imported_digest_of(secret: str, pepper: bytes) -> bytes | None:
+    """The digest of a key that another gateway (LiteLLM) has issued; None for what can be none of its keys.
+
+    That gateway stored SHA-256 of its keys, and that is all an import gets to see: so this is the pepper over that.
+    """
+    if not _IMPORTED.match(secret) or secret.startswith(KEY_PREFIX):
+        return None
+    return imported_digest(hashlib.sha256(secret.encode("ascii")).digest(), pepper)
+
+
+def imported_digest(sha256: bytes, pepper: bytes) -> bytes:
+    return hmac.digest(pepper, b"imported sha-256\n" + sha256, "sha256")
 
 
 def is_same_secret(given: str, expected: str) -> bool:

@@ -68,8 +68,10 @@ class CatalogFollower:
         if not changes:
             return
         for change in changes:
+            if change.kind == "secret_key":
+                self._identities.forget_all()  # so that each credential's digest follows at its next use
             self._identities.forget(change.kind, change.ref)
-        if any(change.kind == "catalog" for change in changes):
+        if any(change.kind in ("catalog", "secret_key") for change in changes):
             self._swap(await self._store.load())
         self._seen = max(change.revision for change in changes)
         CONFIG_REVISION.set(self._seen)

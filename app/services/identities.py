@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections import OrderedDict, defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, tzinfo
 
@@ -30,7 +31,7 @@ from app.domain.identity import (
     require_may_call,
 )
 from app.exceptions import DependencyUnavailable, GatewayError, InvalidApiKey, InvalidRequest, UserUnknown
-from app.services.api_key import APP_SECRET_PREFIX, digest_of, is_same_secret
+from app.services.api_key import APP_SECRET_PREFIX, Redigest, digest_of, imported_digest_of, is_same_secret
 from app.services.strangers import Strangers
 from app.storage.ports import KeyStore, RegisteredApp
 
@@ -65,9 +66,17 @@ class Identities:
         shared_secret: str = "",
         grace_days: int = 0,
         capacity: int = CAPACITY,
+        older_peppers: Sequence[bytes] = (),
+        redigest: Redigest | None = None,
+        accepts_imported: bool = False,
     ) -> None:
+        """`older_peppers` are those of `SECRET_KEY_PREVIOUS`: what they still find is handed to `redigest`. With `accepts_imported`
+        keys that another gateway issued are looked up, too."""
         self._store = store
         self._pepper = pepper
+        self._older_peppers = tuple(older_peppers)
+        self._redigest = redigest
+        self._accepts_imported = accepts_imported
         self._clock = clock
         self._zone = zone
         self._on_expired = on_expired
@@ -99,10 +108,10 @@ class Identities:
         """Raises: InvalidApiKey, PaymentExpired, UserSuspended, IpNotAllowed, and DependencyUnavailable when the key is not known
         here and the database cannot be asked: that is no reason to call a key invalid.
         """
-        digest = digest_of(secret, self._pepper)
+        digest = self._key_digest(secret, self._pepper)
         if digest is None:
             raise InvalidApiKey
-        return await self._callable(digest, lambda: self._owner_of(digest, address), address)
+        return await self._callable(digest, lambda: self._owner_of(secret, digest, address), address)
 
     async def of_app(self, shown: AppCredential, *, address: str | None) -> Identity:
         """Raises: InvalidApiKey, the same for a secret that is wrong, absent or another app's and for an app that nobody registered;
@@ -162,13 +171,44 @@ class Identities:
         joined = f"app\n{shown.secret}\n{shown.app_id}\n{shown.user_oid}"
         return hmac.digest(self._pepper, joined.encode("utf-8", "surrogatepass"), "sha256")
 
-    async def _owner_of(self, digest: bytes, address: str | None) -> Identity:
+    def _key_digest(self, secret: str, pepper: bytes) -> bytes | None:
+        digest = digest_of(secret, pepper)
+        if digest is None and self._accepts_imported:
+            digest = imported_digest_of(secret, pepper)
+        return digest
+
+    async def _owner_of(self, secret: str, digest: bytes, address: str | None) -> Identity:
+        """By the digest under the present pepper, and if there is none of it, under those before."""
+        try:
+            return await self._looked_up(digest, address)
+        except InvalidApiKey:
+            if not self._older_peppers:
+                raise
+        for pepper in self._older_peppers:
+            old = self._key_digest(secret, pepper)
+            if old is not None:
+                with suppress(InvalidApiKey):
+                    identity = await self._looked_up(old, address)
+                    await self._follow(old, digest)
+                    return identity
+        raise InvalidApiKey
+
+    async def _looked_up(self, digest: bytes, address: str | None) -> Identity:
+        """Raises: InvalidApiKey."""
         if self._strangers.is_suspect(address):
             return await self._strangers.looked_up(digest, address, self._store.identities_of_keys)
         identity = await self._store.identity_of_key(digest)
         if identity is None:
             raise InvalidApiKey
         return identity
+
+    async def _follow(self, old: bytes, new: bytes) -> None:
+        """Store the digest under the present pepper. If that fails, the call goes on, and the next one tries again."""
+        if self._redigest is not None:
+            try:
+                await self._redigest(old, new)
+            except DependencyUnavailable:
+                self._changes += 1  # so that the identity is not kept, and looked up again
 
     async def _behalf_of(self, shown: AppCredential, address: str | None) -> Identity:
         """The app and the user it names. A user is created only for an app that may call now, from where it calls."""
@@ -183,7 +223,7 @@ class Identities:
         found = await self._store.registered_app(shown.app_id, oid)
         if found is None:
             raise InvalidApiKey
-        app = replace(found.app, secret_ends_at=_require_secret(found, own, now))
+        app = replace(found.app, secret_ends_at=await self._secret_ends_at(found, shown.secret, own, now))
         require_app_may_call(app, now=now)
         require_inside(app.allowed_networks, address)
         if not oid:
@@ -198,6 +238,20 @@ class Identities:
         if user is None:
             raise UserUnknown
         return Identity(user, app=app)
+
+    async def _secret_ends_at(
+        self, found: RegisteredApp, secret: str, own: bytes | None, now: datetime
+    ) -> datetime | None:
+        """Raises: InvalidApiKey."""
+        stored = {each.digest for each in found.secrets}
+        if own is not None and own not in stored:
+            for pepper in self._older_peppers:
+                old = digest_of(secret, pepper, APP_SECRET_PREFIX)
+                if old in stored:
+                    ends_at = _require_secret(found, old, now)
+                    await self._follow(old, own)
+                    return ends_at
+        return _require_secret(found, own, now)
 
     async def _loaded(self, digest: bytes, load: Load) -> Identity:
         """One look-up for all calls that miss at once; when it fails, it has failed for all of them."""

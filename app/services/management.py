@@ -22,6 +22,7 @@ from app.services.command import Commands, Publish
 from app.services.manage_access import AdminCommands, AppCommands, KeyCommands
 from app.services.manage_catalog import EndpointCommands, ModelCommands
 from app.services.manage_users import NO_DEFAULTS, UserCommands
+from app.services.secret_key import SecretKeyCommands, SecretKeys
 from app.storage.management_ports import ManagementStore, Sealer, UserSpec
 
 
@@ -35,6 +36,7 @@ class Management:
     models: ModelCommands
     endpoints: EndpointCommands
     admins: AdminCommands
+    secret_key: SecretKeyCommands
 
 
 def open_management(
@@ -44,6 +46,7 @@ def open_management(
     publish: Publish,
     pepper: bytes,
     sealer: Sealer,
+    secret_keys: SecretKeys,
     egress: EgressPolicy,
     has_bootstrap_token: bool,
     default_user: UserSpec = NO_DEFAULTS,
@@ -57,4 +60,5 @@ def open_management(
         models=ModelCommands(commands),
         endpoints=EndpointCommands(commands, sealer, egress),
         admins=AdminCommands(commands, pepper, has_bootstrap_token),
+        secret_key=SecretKeyCommands(commands, sealer, secret_keys),
     )

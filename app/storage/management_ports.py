@@ -437,6 +437,14 @@ class ManagementTransaction(ManagementReader, Protocol):
 
     async def append_audit(self, *entries: AuditEntry) -> None: ...
 
+    async def belongs_to(self) -> bytes | None:
+        """The fingerprint of the SECRET_KEY that the database belongs to."""
+        ...
+
+    async def reseal(self, sealer: Sealer, fingerprint: bytes, at: datetime) -> Resealed:
+        """Seal every credential under the sealer's first key, and let the database belong to that key."""
+        ...
+
 
 class ManagementStore(Protocol):
     def reading(self) -> AbstractAsyncContextManager[ManagementReader]:
@@ -477,3 +485,12 @@ class RepeatStore(Protocol):
     async def finish(self, actor: str, key: str, status: int, answer_sealed: bytes) -> None: ...
     async def forget(self, actor: str, key: str) -> None: ...
     async def forget_before(self, at: datetime) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Resealed:
+    endpoints: int
+    left_out: tuple[str, ...]
+    """Endpoints whose credential none of the keys opens."""
+    unused_keys: int
+    """Active keys not used since the database belongs to this key: their digests still stand under the one before."""

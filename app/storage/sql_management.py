@@ -50,7 +50,7 @@ from app.models.tables import (
     usage_rollups,
     users,
 )
-from app.storage import sql_audit
+from app.storage import sql_audit, sql_secret_key
 from app.storage.holders import found, held_columns, holds, put_limits, within
 from app.storage.keyset import NEVER, NO_DAY, Order, after, page_of, sorted_after, sorted_page_of
 from app.storage.management_ports import (
@@ -67,6 +67,8 @@ from app.storage.management_ports import (
     ManagementReader,
     ManagementTransaction,
     Page,
+    Resealed,
+    Sealer,
     UserRow,
     UserSpec,
 )
@@ -550,3 +552,9 @@ class SqlTransaction(SqlUsers, SqlKeys, SqlApps, SqlAdmins, SqlModels, SqlEndpoi
 
     async def append_audit(self, *entries: AuditEntry) -> None:
         await sql_audit.append(self.connection, *entries)
+
+    async def belongs_to(self) -> bytes | None:
+        return await sql_secret_key.belongs_to(self.connection)
+
+    async def reseal(self, sealer: Sealer, fingerprint: bytes, at: datetime) -> Resealed:
+        return await sql_secret_key.reseal(self.connection, sealer, fingerprint, at)
