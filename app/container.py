@@ -15,6 +15,7 @@ from app.services.call_content import CallContents
 from app.services.catalog import CatalogFollower
 from app.services.chat import Chat
 from app.services.endpoint_care import EndpointCare
+from app.services.gauges import Gauges
 from app.services.health_check import HealthCheck
 from app.services.identities import Identities
 from app.services.load_balancer import LoadBalancer
@@ -24,7 +25,8 @@ from app.services.single_sign_on import SingleSignOn
 from app.services.standing import Standings
 from app.services.usage_log import UsageLog
 from app.storage.management_ports import AuditStore
-from app.storage.ports import ReportStore, UsageStore
+from app.storage.overview_ports import OverviewStore, Presence
+from app.storage.ports import KeysById, ReportStore, UsageStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,5 +53,9 @@ class Container:
     standings: Standings
     endpoint_care: EndpointCare
     single_sign_on: SingleSignOn | None
+    overview: OverviewStore
+    gauges: Gauges
+    presence: Presence
+    keys_by_id: KeysById
     siblings: Siblings | None = None
     """The other workers of this machine, where there are any: what they have counted."""

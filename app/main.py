@@ -21,6 +21,7 @@ from fastapi import FastAPI
 
 from app import __version__
 from app.admin.sign_in_page import refused_page
+from app.admin.site import add_pages
 from app.clock import Clock, SystemClock
 from app.config import OnRedisDown, Settings, load_settings, require_cluster_settings
 from app.container import Container
@@ -54,8 +55,9 @@ from app.providers.webhook import Webhook
 from app.redis_client import RedisClient, open_redis
 from app.routers import admin, alerts, apps, health, management, metrics, sessions, sign_in
 from app.routers.chat import DataPlane
-from app.routers.docs import add_docs
+from app.routers.docs import add_docs, add_static
 from app.routers.errors import install_error_handlers
+from app.routers.playground import add_playground
 from app.services.admin_access import AdminAccess
 from app.services.admin_sessions import AdminSessions, SessionCookie
 from app.services.admission import Admission
@@ -75,6 +77,7 @@ from app.services.estimation import Estimation
 from app.services.expectations import Expectations
 from app.services.failover import Failover
 from app.services.fallback import ORPHANS_EVERY_S, FallbackCounters, FallbackSink
+from app.services.gauges import Gauges
 from app.services.health_check import HealthCheck
 from app.services.identities import Identities
 from app.services.load_balancer import LoadBalancer
@@ -96,6 +99,7 @@ from app.storage.management_ports import UserSpec
 from app.storage.migrate import migrate
 from app.storage.redis_counters import RedisCounters, RedisUsageSink
 from app.storage.redis_endpoint_news import RedisEndpointNews
+from app.storage.redis_presence import RedisPresence
 from app.storage.redis_signals import RedisElection, RedisSignals
 from app.storage.retention import Retention, keep_partitions
 from app.storage.sealing import Sealer
@@ -105,6 +109,7 @@ from app.storage.sql_catalog import SqlCatalogStore
 from app.storage.sql_endpoint_events import SqlEndpointEvents
 from app.storage.sql_identity import SqlKeyStore
 from app.storage.sql_management import SqlManagement
+from app.storage.sql_overview import SqlOverview
 from app.storage.sql_partitions import NotTheOwner
 from app.storage.sql_repeats import SqlRepeats
 from app.storage.sql_reports import SqlReportStore
@@ -153,6 +158,7 @@ class Process:
     anchors: AuditAnchors
     secret_keys: SecretKeys
     secret_key_store: SqlSecretKey
+    presence: RedisPresence
 
 
 def wire(settings: Settings, clock: Clock | None = None) -> Process:
@@ -205,8 +211,9 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
     )
     grace_days = settings.payment_grace_days
     user_expiry = UserExpiry(users=commands.users, clock=clock, zone=zone, grace_days=grace_days)
+    key_store = SqlKeyStore(engine, clock=clock, zone=zone)
     identities = Identities(
-        store=SqlKeyStore(engine, clock=clock, zone=zone),
+        store=key_store,
         pepper=pepper,
         clock=clock,
         zone=zone,
@@ -238,8 +245,9 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         ProviderKind.ANTHROPIC: AnthropicProvider(transport, litellm),
         ProviderKind.DEMO: DemoProvider(clock=clock),
     }
-    webhook = webhook_of(settings, transport, clock)
-    budget_alerts = Alerts(store=SqlAlertStore(engine), clock=clock, zone=zone, webhook=webhook)
+    webhook, alert_store = webhook_of(settings, transport, clock), SqlAlertStore(engine)
+    budget_alerts = Alerts(store=alert_store, clock=clock, zone=zone, webhook=webhook)
+    presence = RedisPresence(redis, process_id=process_id, version=__version__)
     usage_log = UsageLog(
         sink=FallbackSink(stream, counters),
         store=ledger,
@@ -344,6 +352,10 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         ),
         single_sign_on=single_sign_on,
         siblings=siblings_of(registry, settings.data_dir / SHARED_METRICS),
+        overview=SqlOverview(engine),
+        gauges=Gauges(counters, alert_store, clock, zone),
+        presence=presence,
+        keys_by_id=key_store,
     )
     return Process(
         container,
@@ -364,6 +376,7 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         AuditAnchors(audit=audit, clock=clock, keep=anchor_keeper(settings, transport, clock)),
         secret_keys,
         secret_key_store,
+        presence,
     )
 
 
@@ -394,6 +407,9 @@ def create_app(settings: Settings, clock: Clock | None = None) -> GatewayMiddlew
         *(*admin.routers, *alerts.routers, *apps.routers, *management.routers, *sessions.routers),
     ):
         api.include_router(router)
+    add_static(api)
+    add_playground(api)
+    add_pages(api)
     api.add_middleware(
         AdminSessionMiddleware,
         sessions=container.admin_sessions,
@@ -445,6 +461,7 @@ async def running(process: Process, departure: Departure) -> AsyncIterator[None]
                     task.cancel()
                 with suppress(DependencyUnavailable):
                     await process.election.resign()
+                    await process.presence.withdraw()
 
 
 def departure_of(container: Container) -> Departure:
@@ -472,6 +489,7 @@ def chores(process: Process) -> list[Chore]:
     loaded = container.catalog.loaded
     return [
         Chore("configuration", lambda: follow(process)),
+        Chore("presence", lambda: process.presence.report(container.catalog.revision), every_s=2.0, after=loaded),
         Chore("messages", lambda: process.signals.listen(container.catalog.poke)),
         Chore("leases", admission.renew_leases, every_s=settings.reservation_lease_seconds / 3),
         Chore("checkpoints", admission.checkpoints.write, every_s=LOOK_EVERY_S),

@@ -1,1 +1,1 @@
-"""The dashboard's pages."""
+"""The dashboard: server-rendered pages over the same services that the admin API calls."""

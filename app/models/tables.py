@@ -33,7 +33,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 
-from app.domain.latency import BUCKETS
+from app.domain.histogram import BUCKETS
 
 SCHEMA_REVISION = "0010"
 """The newest migration. A process whose database says otherwise migrates (or waits for the one that does)."""
@@ -496,7 +496,7 @@ usage_rollups = Table(
 
 DURATION_COUNTS = tuple(f"duration_{bucket}" for bucket in range(BUCKETS))
 FIRST_TOKEN_COUNTS = tuple(f"first_token_{bucket}" for bucket in range(BUCKETS))
-"""Calls by how long they took, in the buckets of `app.domain.latency`."""
+"""Calls by how long they took, in the buckets of `app.domain.histogram`."""
 
 endpoint_rollups = Table(
     "endpoint_rollups",

@@ -6,25 +6,20 @@ under a policy that allows nothing else.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Awaitable, Callable
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount
-from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
 
+from app.admin.assets import STATIC_FOLDER, StaticFiles, asset_url
 from app.routers.data_plane_openapi import data_plane_openapi
 
-__all__ = ["StaticAssets", "add_docs", "add_static", "data_plane_openapi"]
-
-STATIC_FOLDER = Path(__file__).resolve().parent.parent / "admin" / "static"
+__all__ = ["STATIC_FOLDER", "add_docs", "add_static", "data_plane_openapi"]
 
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src {styles}; connect-src 'self'; img-src 'self' data:; "
@@ -52,21 +47,10 @@ _PAGE = """<!doctype html>
 """
 
 
-class StaticAssets(StaticFiles):
-    """Files that may be kept for ever when asked for by their hash (`?v=…`), and are revalidated by ETag otherwise."""
-
-    async def get_response(self, path: str, scope: Scope) -> Response:
-        response = await super().get_response(path, scope)
-        is_versioned = scope["query_string"].startswith(b"v=")
-        response.headers["cache-control"] = "public, max-age=31536000, immutable" if is_versioned else "no-cache"
-        response.headers["x-content-type-options"] = "nosniff"
-        return response
-
-
 def add_static(app: FastAPI) -> None:
     """Serve `app/admin/static` under `/static`; a second call changes nothing."""
     if not any(isinstance(route, Mount) and route.path == "/static" for route in app.routes):
-        app.mount("/static", StaticAssets(directory=STATIC_FOLDER), name="static")
+        app.mount("/static", StaticFiles(), name="static")
 
 
 def add_docs(app: FastAPI) -> None:
@@ -168,8 +152,7 @@ def _redoc_html(title: str) -> str:
 
 def _asset(path: str) -> str:
     """An address relative to the page, so that a path prefix of a front server does no harm, with the content's hash."""
-    digest = hashlib.sha256((STATIC_FOLDER / path).read_bytes()).hexdigest()
-    return f"static/{path}?v={digest[:12]}"
+    return asset_url(path).removeprefix("/")
 
 
 def _page(html: str, policy: str) -> Callable[[Request], Awaitable[Response]]:

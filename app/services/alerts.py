@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta, tzinfo
 from uuid import uuid4
 
 from app.clock import Clock
 from app.domain.alerts import BudgetAlert, LimitSide, Sent, Threshold, WatchedBudget, event_body, passed
-from app.domain.budget import Period, PeriodKind, period_at
+from app.domain.budget import Budget, Period, PeriodKind, period_at
 from app.domain.limits import Scope
 from app.domain.money import NANO_PER_USD, NanoUsd
 from app.domain.record import CallRecord
@@ -102,6 +102,10 @@ class Alerts:
 
     async def page(self, *, limit: int, cursor: str | None) -> Page[AlertRow]:
         return await self._store.page(limit=limit, cursor=cursor)
+
+    async def budgets_of(self, holders: Sequence[Holder]) -> Mapping[Holder, tuple[Budget, ...]]:
+        """The budgets that these holders have now."""
+        return await self._store.budgets_of(holders) if holders else {}
 
     # ── Thresholds ────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -34,6 +34,11 @@ class CatalogFollower:
         self.loaded = asyncio.Event()
 
     @property
+    def revision(self) -> int:
+        """The newest revision of the configuration that this process has taken over."""
+        return self._seen
+
+    @property
     def is_loaded(self) -> bool:
         return self.loaded.is_set()
 

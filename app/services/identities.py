@@ -120,6 +120,10 @@ class Identities:
         """
         return await self._callable(self._digest_of(shown), lambda: self._behalf_of(shown, address), address)
 
+    def require_may_act(self, identity: Identity, *, address: str | None) -> None:
+        """Whether an administrator may make a call as this identity now: the same checks. Raises: as `of_key`."""
+        self._require_may_call(identity, address)
+
     async def write_used(self) -> None:
         """Store when keys were last used since this was last done."""
         used, self._used = self._used, {}

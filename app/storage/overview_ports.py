@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from app.domain.latency import percentile_ms
+from app.domain.histogram import percentile_ms
 from app.domain.pricing import Price
 from app.storage.ports import UsageSums
 
@@ -52,6 +52,21 @@ class PriceRow:
     valid_from: datetime
     endpoint_id: str | None
     price: Price | None
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One process of the gateway, and the revision of the configuration it runs on."""
+
+    id: str
+    revision: int
+    version: str
+
+
+class Presence(Protocol):
+    async def replicas(self) -> list[Replica]:
+        """The processes that run now. Raises: DependencyUnavailable."""
+        ...
 
 
 class OverviewStore(Protocol):

@@ -296,6 +296,12 @@ class KeyStore(Protocol):
         ...
 
 
+class KeysById(Protocol):
+    async def identity_of_key_id(self, key_id: str) -> Identity | None:
+        """As `KeyStore.identity_of_key`, for an administrator who acts as the key without its secret."""
+        ...
+
+
 class CatalogStore(Protocol):
     async def load(self) -> Catalog:
         """The whole catalog at one revision (one repeatable-read snapshot), credentials decrypted."""

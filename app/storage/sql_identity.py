@@ -93,6 +93,7 @@ _credentials = union_all(
 _by_digest = IDENTITIES.add_columns(_credentials.c.ends_at, _credentials.c.digest).join(
     _credentials, _credentials.c.id == keys.c.id
 )
+_by_id = IDENTITIES.where(keys.c.id == bindparam("key_id"))
 
 _expire = (
     update(users)
@@ -137,6 +138,13 @@ class SqlKeyStore:
             found = await connection.execute(_registered, {"wanted_app": app_id, "user_oid": user_oid})
             row = found.one_or_none()
         return None if row is None else _registered_app_of(row)
+
+    async def identity_of_key_id(self, key_id: str) -> Identity | None:
+        if not is_uuid(key_id):
+            return None
+        async with transaction(self._engine, within_s=QUICK_S) as connection:
+            row = (await connection.execute(_by_id, {"key_id": key_id})).one_or_none()
+        return None if row is None else identity_of(row)
 
     async def mark_expired(self, user_oid: str) -> None:
         """Only while the row still says so: a renewal that came in between must not be undone."""

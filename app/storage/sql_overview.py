@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import UUID
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database import transaction
-from app.domain.latency import percentile_ms
+from app.domain.histogram import percentile_ms
 from app.models.tables import DURATION_COUNTS, FIRST_TOKEN_COUNTS, endpoint_rollups, keys, prices, usage_rollups
 from app.storage.overview_ports import HourOfEndpoint, PriceRow, Traffic
 from app.storage.ports import UsageSums

@@ -33,7 +33,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.database import QUICK_S, transaction
 from app.domain.budget import BudgetClaim
-from app.domain.latency import BUCKETS, bucket_of
+from app.domain.histogram import BUCKETS, bucket_of
 from app.domain.limits import Scope
 from app.domain.masking import mask_secrets
 from app.domain.money import NanoUsd

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.database import transaction
 from app.domain.budget import BudgetClaim
-from app.domain.latency import BOUNDS_MS
+from app.domain.histogram import BOUNDS_MS
 from app.domain.limits import Scope
 from app.domain.pricing import Price, Usage
 from app.domain.record import CostLineDetail

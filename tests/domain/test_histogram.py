@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.latency import BOUNDS_MS, BUCKETS, bucket_of, percentile_ms
+from app.domain.histogram import BOUNDS_MS, BUCKETS, bucket_of, percentile_ms
 
 TIMES_MS = st.lists(st.integers(0, BOUNDS_MS[-1]), min_size=1, max_size=200)
 

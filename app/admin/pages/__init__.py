@@ -1,0 +1,1 @@
+"""One family of pages per file, beside `templates/<family>/`."""

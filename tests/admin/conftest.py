@@ -1,0 +1,118 @@
+"""One gateway with a month behind it, and one browser, for all tests of the dashboard."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+from app.embedded import PostgresServer, ValkeyServer
+from tests.admin.company import Company, found_company
+from tests.e2e.conftest import environment
+from tests.e2e.house import ADMIN_TOKEN, House
+from tests.kit.processes import GatewayProcess, UpstreamProcess
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+CALLS = 4000
+
+
+@dataclass(slots=True)
+class Site:
+    """A gateway whose dashboard is looked at."""
+
+    house: House
+    company: Company
+
+    @property
+    def origin(self) -> str:
+        # By name: browsers keep `Secure` cookies of localhost also without TLS.
+        return f"http://localhost:{self.house.gateway.port}"
+
+
+@pytest.fixture(scope="session")
+def site() -> Iterator[Site]:
+    with tempfile.TemporaryDirectory(prefix="gateway-pages-") as home:
+        postgres = PostgresServer(Path(home) / "postgres", durable=False, on_progress=lambda _: None)
+        valkey = ValkeyServer(Path(home) / "valkey", durable=False, on_progress=lambda _: None)
+        postgres.start()
+        valkey.start()
+        env = environment(postgres.url, valkey.url)
+        gateway, upstream = GatewayProcess(env), UpstreamProcess()
+        try:
+            yield asyncio.run(_opened(gateway, upstream, postgres.url, valkey.url, env))
+        finally:
+            gateway.destroy()
+            upstream.destroy()
+            valkey.stop()
+            postgres.stop()
+
+
+async def _opened(
+    gateway: GatewayProcess, upstream: UpstreamProcess, database_url: str, redis_url: str, env: dict[str, str]
+) -> Site:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(gateway.start())
+        group.create_task(upstream.start())
+    house = House(gateway, upstream, database_url, redis_url, env)
+    return Site(house, await found_company(house, calls=CALLS))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@dataclass(slots=True)
+class Visitor:
+    """A browser that is signed in, and what it complained of."""
+
+    context: BrowserContext
+    page: Page
+    origin: str
+    requests: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+    def open(self, path: str) -> None:
+        self.page.goto(f"{self.origin}{path}")
+        self.page.wait_for_function("document.documentElement.dataset.ready === 'yes'")
+
+    @property
+    def elsewhere(self) -> list[str]:
+        return [url for url in self.requests if not url.startswith((self.origin + "/", "data:", "blob:"))]
+
+
+def visitor(browser: Browser, site: Site, *, token: str = ADMIN_TOKEN, **options: object) -> Visitor:
+    context = browser.new_context(**options)  # type: ignore[arg-type]
+    page = context.new_page()
+    visitor = Visitor(context, page, site.origin)
+    page.on("request", lambda request: visitor.requests.append(request.url))
+    page.on("pageerror", lambda error: visitor.complaints.append(f"error {error}"))
+    page.on("console", lambda told: visitor.complaints.append(told.text) if told.type in ("error", "warning") else None)
+    context.add_init_script(
+        "addEventListener('securitypolicyviolation', e => console.error('violation', e.violatedDirective, e.blockedURI))"
+    )
+    page.goto(f"{site.origin}/admin/")
+    page.get_by_label("Administrator token").fill(token)
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_selector(".frame")
+    return visitor
+
+
+@pytest.fixture
+def visit(browser: Browser, site: Site) -> Iterator[Visitor]:
+    made = visitor(browser, site)
+    yield made
+    made.context.close()
