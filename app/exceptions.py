@@ -483,7 +483,8 @@ class AttemptFailed(Exception):
 
     `reason` is a short word for the record ("connect_timeout", "status_500", "bad_body" …); `error` is what the caller sees if
     nothing better comes; `is_endpoint_fault` says whether breakers count it; `is_caller_fault` says that another endpoint
-    would answer the same, so nobody else is asked. The `upstream_*` fields are the upstream's own words, raw: only
+    would answer the same, so nobody else is asked; `may_be_billed` that the upstream had the prompt and went to work on it, so that it
+    may want money although no answer came. The `upstream_*` fields are the upstream's own words, raw: only
     `services/error_sanitizer.py` may turn them into something that leaves the process.
     """
 
@@ -495,6 +496,7 @@ class AttemptFailed(Exception):
         error: GatewayError,
         is_endpoint_fault: bool = True,
         is_caller_fault: bool = False,
+        may_be_billed: bool = False,
         upstream_status: int | None = None,
         upstream_message: str | None = None,
         upstream_code: str | None = None,
@@ -507,6 +509,7 @@ class AttemptFailed(Exception):
         self.error = error
         self.is_endpoint_fault = is_endpoint_fault
         self.is_caller_fault = is_caller_fault
+        self.may_be_billed = may_be_billed
         self.upstream_status = upstream_status
         self.upstream_message = upstream_message
         self.upstream_code = upstream_code

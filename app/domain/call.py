@@ -83,6 +83,16 @@ class Outcome(StrEnum):
     LOST = "lost"
 
 
+@dataclass(frozen=True, slots=True)
+class AttemptBill:
+    """What one failed attempt costs."""
+
+    usage: Usage
+    quality: Quality
+    price: Price | None
+    cost: Cost
+
+
 @dataclass(slots=True)
 class Attempt:
     """One try at one endpoint, as the record keeps it. Times are milliseconds since the call began."""
@@ -95,6 +105,8 @@ class Attempt:
     upstream_status: int | None = None
     first_byte_ms: int | None = None
     ended_ms: int | None = None
+    bill: AttemptBill | None = None
+    """What its upstream may bill although it failed."""
     is_free: bool = False
     """The next attempt costs nothing of the retry budget: this one sent nothing, or was answered well by its own lights."""
 
@@ -166,6 +178,11 @@ class Meter:
     def created_at_ms(self) -> int:
         """The time inside `request_id`, without reading it out of there again."""
         return round(self.created_at.timestamp() * 1000)
+
+    @property
+    def failed_nanousd(self) -> NanoUsd:
+        """What its failed attempts cost."""
+        return NanoUsd(sum(attempt.bill.cost.nanousd for attempt in self.attempts if attempt.bill is not None))
 
     @property
     def cost_nanousd(self) -> NanoUsd:

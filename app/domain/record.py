@@ -12,6 +12,12 @@ LOST = "lost"
 """The error code of what nobody lived to record; as an outcome: nothing is known of the call but that it was admitted."""
 
 
+class CostLineDetail(msgspec.Struct, frozen=True):
+    what: str
+    quantity: int
+    unit_picousd: int
+
+
 class AttemptDetail(msgspec.Struct, frozen=True, omit_defaults=True):
     endpoint_id: str
     provider: str
@@ -21,6 +27,13 @@ class AttemptDetail(msgspec.Struct, frozen=True, omit_defaults=True):
     upstream_status: int | None = None
     first_byte_ms: int | None = None
     ended_ms: int | None = None
+    cost_nanousd: int = 0
+    """What its upstream bills although it failed. It is a part of the call's cost."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    usage_quality: str | None = None
+    price_id: str | None = None
+    arithmetic: tuple[CostLineDetail, ...] = ()
 
 
 class LimitDetail(msgspec.Struct, frozen=True):
@@ -46,12 +59,6 @@ class BudgetDetail(msgspec.Struct, frozen=True):
 class CandidateDetail(msgspec.Struct, frozen=True):
     endpoint_id: str
     verdict: str
-
-
-class CostLineDetail(msgspec.Struct, frozen=True):
-    what: str
-    quantity: int
-    unit_picousd: int
 
 
 class RecordDetail(msgspec.Struct, frozen=True):

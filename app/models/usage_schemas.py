@@ -12,8 +12,16 @@ import msgspec
 from pydantic import BaseModel, Field
 
 from app.domain.budget import BudgetClaim, PeriodKind
-from app.domain.money import nano_to_usd
-from app.domain.record import BudgetDetail, CallContent, CallRecord, LimitDetail, RecordDetail
+from app.domain.money import NanoUsd, nano_to_usd
+from app.domain.record import (
+    AttemptDetail,
+    BudgetDetail,
+    CallContent,
+    CallRecord,
+    CostLineDetail,
+    LimitDetail,
+    RecordDetail,
+)
 from app.models.money_fields import amount_text, each_text
 from app.models.schemas import Moment
 from app.storage.ports import UsageSums
@@ -81,6 +89,18 @@ class AttemptView(BaseModel):
     started_ms: int
     first_byte_ms: int | None
     ended_ms: int | None
+    cost_usd: str = Field(description="What its provider bills although it failed; a part of the call's cost.")
+    prompt_tokens: int
+    completion_tokens: int
+    usage_quality: str | None
+    price_id: str | None
+    arithmetic: list[CostLineView]
+
+    @classmethod
+    def of(cls, attempt: AttemptDetail) -> AttemptView:
+        told = msgspec.structs.asdict(attempt)
+        cost = nano_to_usd(NanoUsd(told.pop("cost_nanousd")))
+        return cls(**{**told, "arithmetic": _lines_of(attempt.arithmetic)}, cost_usd=cost)
 
 
 class CandidateView(BaseModel):
@@ -169,7 +189,9 @@ class ExplainedCallView(CallView):
     limits: list[LimitClaimView]
     budgets: list[BudgetClaimView]
     price: PriceUsedView | None
-    arithmetic: list[CostLineView] = Field(description="Their sum, rounded up to a nanodollar once, is the cost.")
+    arithmetic: list[CostLineView] = Field(
+        description="Their sum, rounded up to a nanodollar once, is the cost of the answer."
+    )
     usage: dict[str, int | str | None] | None = Field(description="What the provider reported.")
     estimate: EstimateView
     capped_max_tokens: int | None = Field(description="max_tokens as lowered to what the budget could pay.")
@@ -193,17 +215,20 @@ class ExplainedCallView(CallView):
         )
 
 
+def _lines_of(lines: tuple[CostLineDetail, ...]) -> list[CostLineView]:
+    return [
+        CostLineView(what=line.what, quantity=line.quantity, unit_usd=each_text(line.unit_picousd)) for line in lines
+    ]
+
+
 def _story(detail: RecordDetail, cost_nanousd: int) -> dict[str, Any]:
     asdict = msgspec.structs.asdict
     return {
-        "attempt_details": [AttemptView(**asdict(each)) for each in detail.attempts],
+        "attempt_details": [AttemptView.of(each) for each in detail.attempts],
         "candidates": [CandidateView(**asdict(each)) for each in detail.candidates],
         "limits": [LimitClaimView.of(each) for each in detail.limits],
         "budgets": [BudgetClaimView.of(each, cost_nanousd) for each in detail.budgets],
-        "arithmetic": [
-            CostLineView(what=line.what, quantity=line.quantity, unit_usd=each_text(line.unit_picousd))
-            for line in detail.arithmetic
-        ],
+        "arithmetic": _lines_of(detail.arithmetic),
         "usage": None if detail.usage is None else msgspec.to_builtins(detail.usage),
         "estimate": EstimateView(
             prompt_tokens=detail.estimated_prompt_tokens, completion_tokens=detail.estimated_completion_tokens

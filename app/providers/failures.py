@@ -98,7 +98,12 @@ def of_exchange(fault: ExchangeFailed, *, has_begun: bool = False, status: int |
     kind = FailureKind.NO_ANSWER if fault.is_sent else FailureKind.NOTHING_SENT
     if has_begun:
         kind = FailureKind.ANSWER_BEGUN
-    return AttemptFailed(kind=kind, reason=fault.reason, error=error, upstream_status=status)
+    # It fell silent over its work, or broke off in the middle of an answer. One that closed without a word is given the benefit of
+    # the doubt, and nobody pays for what is no answer.
+    may_be_billed = fault.is_sent and (fault.is_timeout or (status == 200 and isinstance(error, UpstreamError)))
+    return AttemptFailed(
+        kind=kind, reason=fault.reason, error=error, may_be_billed=may_be_billed, upstream_status=status
+    )
 
 
 def read_retry_after(headers: Mapping[str, str], *, now: datetime | None = None) -> float | None:

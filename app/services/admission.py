@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import tzinfo
 
 from app.clock import Clock
@@ -122,41 +123,24 @@ class Admission:
             await self._settle(meter)
 
     async def swapped(self, model: Model, meter: Meter) -> bool:
-        """Exchange what is reserved for a running call for what another model needs of limits and budgets. False: that is not to be
-        had, or its prompt is too long for it; the call then has again what it had, as far as nobody took it meanwhile.
+        """Exchange what is reserved for a running call for what it needs now: another model, or the same one beside the cost of an
+        attempt that failed. In one step; False: that is not to be had, or its prompt is too long for the model. It then has what it had.
 
-        Raises: DependencyUnavailable. The call holds nothing then, and must send nothing any more.
+        Raises: DependencyUnavailable.
         """
+        had = _Held.of(meter)
         try:
-            estimate = await self._estimation.of(meter.call, model)
-        except ContextLengthExceeded:
-            return False
-        had = meter.model, meter.estimate
-        # Between the two it holds no lease, and whoever renews leases would end it for that.
-        self.running.discard(meter.request_id)
-        await self._counters.release(meter.request_id)
-        if await self._claimed(model, estimate, meter):
-            return True
-        before, estimate_before = had
-        if before is not None and estimate_before is not None:
-            await self._claimed(before, estimate_before, meter)
-            meter.model, meter.estimate = had
+            if model is not meter.model:
+                meter.estimate = await self._estimation.of(meter.call, model)
+            meter.capped_max_tokens = meter.granted_tokens = meter.grow = None
+            if await self._tried(model, meter) is None:
+                if meter.call.is_stream:
+                    self.checkpoints.add(meter)
+                return True
+        except (BudgetExceeded, BudgetReserved, PriceUnknown, ContextLengthExceeded):
+            pass
+        had.put_back(meter)
         return False
-
-    async def _claimed(self, model: Model, estimate: Estimate, meter: Meter) -> bool:
-        """Claim everything anew for a call that held nothing just now."""
-        meter.estimate = estimate
-        meter.capped_max_tokens = meter.granted_tokens = meter.grow = None
-        meter.limits, meter.budgets = (), ()
-        try:
-            if await self._tried(model, meter) is not None:
-                return False
-        except (BudgetExceeded, BudgetReserved, PriceUnknown):
-            return False
-        self.running.add(meter.request_id)
-        if meter.call.is_stream:
-            self.checkpoints.add(meter)
-        return True
 
     # ── Chores ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -252,7 +236,8 @@ class Admission:
         try:
             return await self._counters.admit(reservation)
         except (asyncio.CancelledError, DependencyUnavailable):
-            self._doubtful.append(reservation.call_id)
+            if reservation.call_id not in self.running:  # one that runs is settled, whatever it holds by then
+                self._doubtful.append(reservation.call_id)
             raise
 
     def _reservation(self, model: Model, meter: Meter) -> Reservation:
@@ -331,6 +316,25 @@ class Admission:
         finally:
             self._turnstiles.given_back(state.claim.counter for state in meter.limits)
             self._turnstiles.given_back(state.claim.counter for state in meter.budgets)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What a running call was admitted with."""
+
+    model: Model | None
+    estimate: Estimate | None
+    granted_tokens: int | None
+    capped_max_tokens: int | None
+    grow: Callable[[int], Awaitable[int]] | None
+
+    @classmethod
+    def of(cls, meter: Meter) -> _Held:
+        return cls(meter.model, meter.estimate, meter.granted_tokens, meter.capped_max_tokens, meter.grow)
+
+    def put_back(self, meter: Meter) -> None:
+        meter.model, meter.estimate, meter.granted_tokens = self.model, self.estimate, self.granted_tokens
+        meter.capped_max_tokens, meter.grow = self.capped_max_tokens, self.grow
 
 
 def _fallback(meter: Meter, model: Model, name: str, catalog: Catalog) -> Model | None:

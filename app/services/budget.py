@@ -7,7 +7,7 @@ from datetime import datetime, tzinfo
 
 from app.domain.belief import believable, disbelief
 from app.domain.budget import NO_NEED, Budget, BudgetClaim, Need, ReserveMode, budget_claims_for
-from app.domain.call import Meter, Quality
+from app.domain.call import Attempt, AttemptBill, Meter, Quality
 from app.domain.catalog import Model
 from app.domain.limits import Scope
 from app.domain.money import NanoUsd, PicoUsd
@@ -49,7 +49,7 @@ def need_of(meter: Meter, model: Model, *, floor_tokens: int, expected_tokens: i
     asked = asked_tiers(meter.call.fields)
     fixed = (worst_case(p, prompt_tokens=prompt, completion_tokens=0, images=images, asked_tiers=asked) for p in prices)
     return Need(
-        fixed_nanousd=max(fixed),
+        fixed_nanousd=NanoUsd(max(fixed) + meter.failed_nanousd),
         unit_picousd=PicoUsd(max(dearest_output(price, prompt, asked) for price in prices)),
         max_output_tokens=estimate.completion_tokens,
         floor_tokens=floor_tokens,
@@ -62,12 +62,15 @@ def bill(meter: Meter) -> None:
     """Write usage, quality, price and cost into the meter, from what is known when the call ends.
 
     The provider's figures are exact. Without them, what passed through is counted (partial), and a call that was cut off before it
-    showed anything is charged the prompt that was sent (estimated). A call that reached no upstream costs nothing.
+    showed anything is charged the prompt that was sent (estimated). A call that reached no upstream costs nothing. Failed attempts
+    that their upstreams bill are a part of the cost.
     """
-    if meter.model is None or meter.endpoint is None:
-        return
     if meter.cost is not None:
         return  # a unary answer is billed before it is sent, for its headers; its settlement must say the same
+    failed = meter.failed_nanousd
+    if meter.model is None or meter.endpoint is None:
+        meter.cost = Cost(failed) if failed else None
+        return
     meter.price = meter.model.price_at(meter.endpoint)
     is_disbelieved = _disbelieved(meter, meter.model)
     if meter.usage is None:
@@ -77,7 +80,23 @@ def bill(meter: Meter) -> None:
         meter.quality = Quality.PARTIAL if is_counted else Quality.ESTIMATED
     if meter.price and meter.price.image:
         meter.usage = replace(meter.usage, images=meter.call.images)
-    meter.cost = cost_of(meter.usage, meter.price) if meter.price else Cost(NanoUsd(0))
+    cost = cost_of(meter.usage, meter.price) if meter.price else Cost(NanoUsd(0))
+    meter.cost = replace(cost, nanousd=NanoUsd(cost.nanousd + failed)) if failed else cost
+
+
+def bill_failed(meter: Meter, attempt: Attempt) -> None:
+    """Bill an attempt that failed after its upstream had the prompt: what that reported of it, else the prompt that was sent."""
+    if meter.model is None or meter.endpoint is None:
+        return
+    price = meter.model.price_at(meter.endpoint)
+    _disbelieved(meter, meter.model)
+    usage, quality = meter.usage, meter.quality
+    if usage is None:
+        prompt = meter.estimate.prompt_tokens if meter.estimate else 0
+        usage, quality = Usage(prompt, meter.delivered_tokens), Quality.ESTIMATED
+    if price and price.image:
+        usage = replace(usage, images=meter.call.images)
+    attempt.bill = AttemptBill(usage, quality, price, cost_of(usage, price) if price else Cost(NanoUsd(0)))
 
 
 def _disbelieved(meter: Meter, model: Model) -> bool:
@@ -126,9 +145,9 @@ def surely_sent(meter: Meter, model: Model) -> NanoUsd:
     """What a call that was sent costs if nothing else is known of it: its prompt, as likely counted, at the cheapest endpoint."""
     prices = _possible_prices(model)
     if not prices or meter.estimate is None:
-        return NanoUsd(0)
+        return meter.failed_nanousd
     sent = Usage(prompt_tokens=meter.estimate.prompt_tokens)
-    return min(cost_of(sent, price).nanousd for price in prices)
+    return NanoUsd(min(cost_of(sent, price).nanousd for price in prices) + meter.failed_nanousd)
 
 
 def _in_full(claim: BudgetClaim) -> BudgetClaim:

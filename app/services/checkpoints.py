@@ -104,7 +104,7 @@ class _Stream:
         cost = cost_of(usage, price) if price else Cost(NanoUsd(0))
         duration_ms = round((now_s - meter.started_s) * 1000)
         record = record_if_interrupted(meter, usage=usage, price=price, cost=cost, duration_ms=duration_ms)
-        return Checkpoint(meter.request_id, cost.nanousd, encode_record(record))
+        return Checkpoint(meter.request_id, NanoUsd(record.cost_nanousd), encode_record(record))
 
 
 def first_ahead(meter: Meter) -> int:

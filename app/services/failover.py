@@ -38,6 +38,7 @@ from app.exceptions import (
 )
 from app.providers.base import Answer, Provider
 from app.services import error_sanitizer
+from app.services.budget import bill_failed
 from app.services.endpoint_faults import fault_of
 from app.services.live_endpoint import LiveEndpoint
 from app.services.load_balancer import LoadBalancer
@@ -162,6 +163,9 @@ class Failover:
             if obstacle is not None:
                 meter.candidates[-1] = Candidate(endpoint.id, obstacle)
                 continue
+            if not await self._is_paid_for(model, meter):
+                meter.candidates[-1] = Candidate(endpoint.id, "no money left after a failed attempt")
+                break
             left -= 1
             try:
                 return await self._attempted(dialect, endpoint, model, meter)
@@ -170,6 +174,12 @@ class Failover:
                 if failure.is_caller_fault or failure.kind is FailureKind.CLIENT_LEFT:
                     break
         raise self._exhausted(model, last) from cause
+
+    async def _is_paid_for(self, model: Model, meter: Meter) -> bool:
+        """Whether a hard budget can pay for the failed attempt beside the next one."""
+        if not meter.attempts or meter.attempts[-1].bill is None or meter.granted_tokens is None:
+            return True
+        return await self._swap(model, meter)
 
     async def _next(self, model: Model, meter: Meter, tried: tuple[str, ...]) -> Endpoint | None:
         endpoint = self._balancer.pick(model, meter, tried)
@@ -249,7 +259,9 @@ class Failover:
         attempt.reason = failure.reason
         attempt.is_free = failure.is_caller_fault or failure.kind is FailureKind.NOTHING_SENT
         meter.error_reason = failure.reason
-        meter.endpoint = None  # nobody answered, so nobody is paid
+        if failure.may_be_billed or meter.usage is not None:
+            bill_failed(meter, attempt)
+        meter.endpoint = None  # nobody answered
         self._end(attempt, "failed", meter)
         self._blame(live, ticket, failure)
 

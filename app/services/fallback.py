@@ -220,6 +220,7 @@ class FallbackCounters:
             logger.warning("counters_away", serves="a share of each limit" if self._is_local else "nothing")
 
     async def _admit_locally(self, reservation: Reservation) -> Admission:
+        self._local.settle(reservation.call_id, tokens=None)  # what it had before, if it is asked for again
         answer = self._local.admit(reservation, replicas=self._recovering.processes)
         if not isinstance(answer, Admitted):
             self._doubtful.append(reservation.call_id)  # the store may have admitted it before it fell silent

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 import msgspec
 
-from app.domain.call import Attempt, Meter, Outcome, Quality
+from app.domain.call import Attempt, AttemptBill, Meter, Outcome, Quality
 from app.domain.pricing import Cost, Price, Usage
 from app.domain.record import (
     LOST,
@@ -69,7 +71,7 @@ def record_if_interrupted(
         outcome=Outcome.INTERRUPTED,
         http_status=200,
         error_code=LOST,
-        cost_nanousd=cost.nanousd,
+        cost_nanousd=cost.nanousd + meter.failed_nanousd,
         duration_ms=duration_ms,
         price=price,
         detail=detail,
@@ -176,4 +178,27 @@ def _attempt(attempt: Attempt) -> AttemptDetail:
         upstream_status=attempt.upstream_status,
         first_byte_ms=attempt.first_byte_ms,
         ended_ms=attempt.ended_ms,
+        **_billed(attempt.bill),
     )
+
+
+class _Billed(TypedDict, total=False):
+    cost_nanousd: int
+    prompt_tokens: int
+    completion_tokens: int
+    usage_quality: str
+    price_id: str | None
+    arithmetic: tuple[CostLineDetail, ...]
+
+
+def _billed(bill: AttemptBill | None) -> _Billed:
+    if bill is None:
+        return {}
+    return {
+        "cost_nanousd": bill.cost.nanousd,
+        "prompt_tokens": bill.usage.prompt_tokens,
+        "completion_tokens": bill.usage.completion_tokens,
+        "usage_quality": str(bill.quality),
+        "price_id": bill.price.id if bill.price else None,
+        "arithmetic": _arithmetic(bill.cost),
+    }

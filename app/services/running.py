@@ -44,5 +44,8 @@ class RunningCalls:
     def __iter__(self) -> Iterator[str]:
         return iter(self._tasks)
 
+    def __contains__(self, call_id: str) -> bool:
+        return call_id in self._tasks
+
     def __len__(self) -> int:
         return len(self._tasks)

@@ -257,13 +257,17 @@ def bill_drifts(bill: Bill, prices: Mapping[str, Price | None]) -> Iterator[Drif
     if bill.price_id and price is None and not bill.price_id.startswith("map:"):
         yield Drift("price", where, "price_id", "a row of the price history", bill.price_id)
     yield from _cost_drifts(bill, price, where)
+    for number, attempt in enumerate(bill.attempts, 1):
+        shown = pico_to_nano_rounded_up(sum(line.quantity * line.unit_picousd for line in attempt.arithmetic))
+        if attempt.cost_nanousd != shown:
+            yield Drift("arithmetic", f"{where}, attempt {number}", "cost_nanousd", shown, attempt.cost_nanousd)
 
 
 def _cost_drifts(bill: Bill, price: Price | None, where: str) -> Iterator[Drift]:
     """Three ways to the same figure: what is charged, the arithmetic that is shown, usage × price. The odd one out is named."""
     shown = pico_to_nano_rounded_up(sum(line.quantity * line.unit_picousd for line in bill.lines or ()))
     computed = cost_of(bill.usage, price).nanousd if bill.usage is not None and price is not None else shown
-    charged = bill.cost_nanousd
+    charged = bill.cost_nanousd - sum(attempt.cost_nanousd for attempt in bill.attempts)
     if charged == shown == computed:
         return
     if charged == computed:

@@ -16,7 +16,7 @@ from app.domain.budget import BudgetClaim
 from app.domain.histogram import BOUNDS_MS
 from app.domain.limits import Scope
 from app.domain.pricing import Price, Usage
-from app.domain.record import CostLineDetail
+from app.domain.record import AttemptDetail, CostLineDetail
 from app.models.tables import DURATION_COUNTS, FIRST_TOKEN_COUNTS, prices, usage_records
 from app.storage.sql_partitions import Month, month_after, month_of
 from app.storage.sql_rows import is_uuid, price_of
@@ -85,7 +85,8 @@ ENDPOINT_GAPS = f"""
 """  # noqa: S608 - our own names
 BILLS = f"""
     SELECT created_at, request_id, outcome, price_id, cost_nanousd, prompt_tokens, completion_tokens, cached_tokens,
-           reasoning_tokens, (detail->'usage')::text AS usage, (detail->'arithmetic')::text AS lines
+           reasoning_tokens, (detail->'usage')::text AS usage, (detail->'arithmetic')::text AS lines,
+           CASE WHEN attempts > 0 THEN (detail->'attempts')::text END AS tries
     FROM usage_records
     WHERE created_at >= $1 AND created_at < $2 AND (created_at, request_id) > ($1, $3::uuid)
     ORDER BY created_at, request_id LIMIT {PAGE_ROWS}
@@ -107,6 +108,7 @@ NO_ID = "00000000-0000-0000-0000-000000000000"
 
 _usage = msgspec.json.Decoder(Usage | None)
 _lines = msgspec.json.Decoder(tuple[CostLineDetail, ...])
+_attempts = msgspec.json.Decoder(tuple[AttemptDetail, ...])
 
 
 class SqlLedgerProof:
@@ -207,10 +209,11 @@ def _endpoint_gap(row: dict[str, Any]) -> RollupGap:
 
 
 def _bill(row: dict[str, Any]) -> Bill:
-    usage, lines = row.pop("usage"), row.pop("lines")
+    usage, lines, tries = row.pop("usage"), row.pop("lines"), row.pop("tries")
     del row["created_at"]
     try:
         shown, used = _lines.decode(lines or "[]"), _usage.decode(usage or "null")
+        attempts = _attempts.decode(tries or "[]")
     except msgspec.DecodeError:
-        shown, used = None, None
-    return Bill(**{**row, "request_id": str(row["request_id"])}, usage=used, lines=shown)
+        shown, used, attempts = None, None, ()
+    return Bill(**{**row, "request_id": str(row["request_id"])}, usage=used, lines=shown, attempts=attempts)

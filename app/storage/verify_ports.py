@@ -9,7 +9,7 @@ from typing import Protocol
 
 from app.domain.budget import BudgetClaim
 from app.domain.pricing import Price, Usage
-from app.domain.record import CallRecord, CostLineDetail
+from app.domain.record import AttemptDetail, CallRecord, CostLineDetail
 
 # ── SQL ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -64,6 +64,7 @@ class Bill:
     reasoning_tokens: int
     usage: Usage | None
     lines: tuple[CostLineDetail, ...] | None
+    attempts: tuple[AttemptDetail, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

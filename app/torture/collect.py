@@ -32,7 +32,9 @@ VERIFY_WITHIN_S: Final = 60.0
 LEDGER = """
     SELECT request_id::text, client_request_id, extract(epoch FROM created_at)::float8, user_oid, key_id::text, app_id, served_model,
            endpoint_id::text, outcome, usage_quality, prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, cost_nanousd,
-           (detail -> 'attempts' -> 0 ->> 'started_ms')::int
+           (detail -> 'attempts' -> 0 ->> 'started_ms')::int,
+           (SELECT coalesce(sum((tried ->> 'cost_nanousd')::bigint), 0)::bigint
+            FROM jsonb_array_elements(coalesce(detail -> 'attempts', '[]')) AS tried)
     FROM usage_records
 """
 REFUSED = "SELECT request_id::text, client_request_id FROM refused_calls"

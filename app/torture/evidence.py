@@ -31,6 +31,8 @@ class LedgerRow:
     cost_nanousd: int
     sent_after_ms: int | None
     """When its first attempt at an upstream began, counted from `created_at`; None: there was none, or nobody knows."""
+    failed_nanousd: int = 0
+    """The part of its cost that is of failed attempts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,7 +154,8 @@ def _mismatched(case: _Case) -> Iterator[Violation]:
                 continue  # nobody lived to read it, or the call ended before it was read
             line = reported[0]
             due = _price_of(case, line)
-            told = (row.usage_quality, row.prompt_tokens, row.completion_tokens, row.cost_nanousd)
+            answered = row.cost_nanousd - row.failed_nanousd
+            told = (row.usage_quality, row.prompt_tokens, row.completion_tokens, answered)
             truth = ("exact", line.prompt_tokens, line.completion_tokens, due)
             if told != truth:
                 yield Violation(Kind.INVOICE_MISMATCH, row.request_id, f"the ledger has {told}, the invoice {truth}")
@@ -169,8 +170,8 @@ def _miscalculated(case: _Case) -> Iterator[Violation]:
             continue
         price = case.evidence.prices[row.served_model]
         due = price.cost_nanousd(prompt_tokens=row.prompt_tokens, completion_tokens=row.completion_tokens)
-        if row.cost_nanousd != due:
-            what = f"cost {row.cost_nanousd}, but its tokens at its price make {due}"
+        if row.cost_nanousd - row.failed_nanousd != due:
+            what = f"cost {row.cost_nanousd} with {row.failed_nanousd} for failures, but its tokens at its price make {due}"
             yield Violation(Kind.WRONG_ARITHMETIC, row.request_id, what)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -27,10 +27,12 @@ from app.exceptions import (
     UpstreamTimeout,
 )
 from app.providers.base import Answer
+from app.services.budget import bill, need_of
 from app.services.failover import MAX_RETRIES, Failover
 from app.services.load_balancer import LoadBalancer
+from app.services.recording import record_of
 from app.services.waiting_room import WaitingRoom
-from tests.calls import a_key, a_meter, a_model, an_endpoint, an_identity
+from tests.calls import PRICE, a_budget, a_key, a_meter, a_model, an_endpoint, an_estimate, an_identity
 from tests.kit.clock import ManualClock
 
 TO_OPEN = BreakerRules().faults_in_row
@@ -47,8 +49,9 @@ def failed(
     is_caller_fault: bool = False,
     message: str | None = None,
     retry_after_s: float | None = None,
-    status: int = 500,
+    status: int | None = 500,
     code: str | None = None,
+    may_be_billed: bool = False,
 ) -> AttemptFailed:
     return AttemptFailed(
         kind=kind,
@@ -59,6 +62,7 @@ def failed(
         upstream_status=status,
         upstream_code=code,
         upstream_message=message,
+        may_be_billed=may_be_billed,
         retry_after_s=retry_after_s,
     )
 
@@ -514,3 +518,69 @@ async def test_where_everybody_is_full_and_nobody_is_waited_for_the_caller_is_to
 
     assert told.value.retry_after_s
     assert house.provider.tried == []
+
+
+# ── What failed and is billed all the same ────────────────────────────────────────────────────────────────────────────
+
+
+async def test_an_attempt_that_its_upstream_may_bill_is_a_part_of_the_calls_cost() -> None:
+    house = House(failed("first_token_timeout", status=None, may_be_billed=True))
+    model = a_model("m", A, B, price=PRICE)
+    house.meter.model, house.meter.estimate = model, an_estimate(100, 50)
+
+    await house.call(model)
+    house.meter.usage, house.meter.quality = Usage(90, 10), Quality.EXACT
+    bill(house.meter)
+
+    (first, second) = record_of(house.meter).detail.attempts
+    assert (first.cost_nanousd, first.prompt_tokens, first.usage_quality) == (200, 100, "estimated")
+    assert [(line.what, line.quantity) for line in first.arithmetic] == [("input", 100)]
+    assert second.cost_nanousd == 0
+    assert house.meter.cost_nanousd == 200 + 90 * 2 + 10 * 8
+    assert house.swapped == [], "nothing is promised, so nothing more has to be reserved"
+
+
+async def test_a_call_whose_only_attempt_timed_out_costs_the_prompt_that_was_sent() -> None:
+    house = House(failed("total_timeout", status=None, may_be_billed=True))
+    model = a_model("m", A, price=PRICE)
+    house.meter.model, house.meter.estimate = model, an_estimate(100, 50)
+
+    with pytest.raises(GatewayError):
+        await house.call(model)
+    bill(house.meter)
+
+    record = record_of(house.meter)
+    assert (record.cost_nanousd, record.prompt_tokens, record.endpoint_id) == (200, 0, None)
+
+
+async def test_what_an_upstream_refused_or_never_had_costs_nothing() -> None:
+    house = House(
+        failed("status_500"), failed("connect_refused", kind=FailureKind.NOTHING_SENT), failed("no_choices", status=200)
+    )
+    model = a_model("m", A, B, C, price=PRICE)
+    house.meter.model, house.meter.estimate = model, an_estimate(100, 50)
+
+    with pytest.raises(GatewayError):
+        await house.call(model)
+    bill(house.meter)
+
+    assert house.meter.cost_nanousd == 0
+
+
+@pytest.mark.parametrize("may_swap", [True, False])
+async def test_under_a_hard_budget_the_next_attempt_waits_for_room_beside_the_cost_of_the_last(may_swap: bool) -> None:
+    house = House(failed("first_token_timeout", status=None, may_be_billed=True))
+    house.may_swap = may_swap
+    model = a_model("m", A, B, price=PRICE)
+    house.meter.model, house.meter.estimate, house.meter.granted_tokens = model, an_estimate(100, 50), 50
+
+    if may_swap:
+        assert await house.call(model) is ANSWER
+    else:
+        with pytest.raises(GatewayError):
+            await house.call(model)
+
+    assert house.swapped == ["m"]
+    assert house.provider.tried == (["a", "b"] if may_swap else ["a"])
+    need = need_of(house.meter, replace(model, budgets=(a_budget(10**6),)), floor_tokens=1, expected_tokens=1)
+    assert need.fixed_nanousd == 200 + 200, "the failed attempt, and the prompt of the next"

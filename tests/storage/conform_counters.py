@@ -394,6 +394,27 @@ class CountersConformance:
         assert (budget.spent_nanousd, budget.reserved_nanousd) == (0, 0)
         assert (await recorded(sink))[-1] == "refused"
 
+    async def test_a_call_that_is_refused_more_has_again_what_it_had(self, counters: Counters) -> None:
+        await counters.seed(money(0), NanoUsd(0))
+        had = (requests(5), tokens(1_000, 300), slots(2))
+        await counters.admit(reservation("other", requests(5), tokens(1_000, 500), slots(2), money(USD // 2)))
+        assert is_admitted(await counters.admit(reservation("more", *had, money(USD // 4))))
+
+        too_dear = await counters.admit(reservation("more", *had, money(USD // 2 + 1)))
+        too_long = await counters.admit(reservation("more", requests(5), tokens(1_000, 600), slots(2), money(1)))
+        assert (type(too_dear), type(too_long)) == (BudgetRefused, LimitRefused)
+        states = await counters.limit_states([requests(5), tokens(1_000, 0), slots(2)])
+        assert [state.remaining for state in states] == [3, 200, 0]
+        (budget,) = await counters.budget_states([money(0)])
+        assert budget is not None
+        assert budget.reserved_nanousd == USD // 2 + USD // 4
+
+        assert is_admitted(await counters.admit(reservation("more", *had, money(USD // 2))))
+        await counters.settle(settlement("more", cost=9, tokens=10))
+        (budget,) = await counters.budget_states([money(0)])
+        assert budget is not None
+        assert (budget.spent_nanousd, budget.reserved_nanousd) == (9, USD // 2)
+
     async def test_settlements_append_their_records_in_order_until_they_are_confirmed(
         self, counters: Counters, sink: UsageSink
     ) -> None:

@@ -29,28 +29,32 @@ if not now then
   now = t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
--- Asked again about a call, because nobody heard the first answer: what it was given then is given back first.
+-- A call that holds something already (nobody heard the first answer, or it needs something else now) gives that back first, and has it
+-- again where it is refused. Nobody can come in between.
 local earlier = redis.call('HMGET', call_key, 'c', 'a')
-if earlier[1] then
-  local held = cmsgpack.unpack(earlier[1])
-  for _, claim in ipairs(held[1]) do
+local function hold(sign)
+  local had = cmsgpack.unpack(earlier[1])
+  for _, claim in ipairs(had[1]) do
     local key, kind, slot = claim[1], claim[2], math.floor(tonumber(earlier[2]) / math.max(1, claim[5]))
-    if kind ~= 'c' and redis.call('HEXISTS', key, slot) == 1 then
-      redis.call('HINCRBY', key, slot, 0 - claim[6])
-      redis.call('HINCRBY', key, 't', 0 - claim[6])
-      if kind == 't' then redis.call('HINCRBY', key, 'h', 0 - claim[6]) end
-    elseif kind == 'c' then
-      redis.call('ZREM', key, call_id)
+    if kind == 'c' then
+      if sign < 0 then redis.call('ZREM', key, call_id) else redis.call('ZADD', key, now + lease_ms, call_id) end
+    elseif redis.call('HEXISTS', key, slot) == 1 then
+      redis.call('HINCRBY', key, slot, sign * claim[6])
+      redis.call('HINCRBY', key, 't', sign * claim[6])
+      if kind == 't' then redis.call('HINCRBY', key, 'h', sign * claim[6]) end
     end
   end
-  for _, claim in ipairs(held[2]) do
+  for _, claim in ipairs(had[2]) do
     if redis.call('EXISTS', claim[1]) == 1 then
-      redis.call('HINCRBY', claim[1], 'r', string.format('%.0f', 0 - claim[3]))
+      redis.call('HINCRBY', claim[1], 'r', string.format('%.0f', sign * claim[3]))
     end
   end
-  redis.call('DEL', call_key)
-  redis.call('ZREM', leases, call_id)
 end
+local function refused(answer)
+  if earlier[1] then hold(1) end
+  return answer
+end
+if earlier[1] then hold(-1) end
 
 -- The live total of a sliding window. Fields: slot number → amount, t → total, o → oldest slot, and h → how many tokens of it are only
 -- thought to be needed, by calls that still run.
@@ -143,7 +147,7 @@ for i, claim in ipairs(limits) do
       local held = tonumber(redis.call('HGET', key, 'h') or 0)
       if total - held + least <= limit then retry = math.min(retry, SOON_MS) end
     end
-    return {1, i, math.max(0, limit - total), retry}
+    return refused({1, i, math.max(0, limit - total), retry})
   end
   claim[6] = math.min(amount, limit - total)
   totals[i] = total
@@ -156,14 +160,14 @@ for i, claim in ipairs(budgets) do
     spent[i], reserved[i] = tonumber(state[1]), tonumber(state[2])
     if claim[2] >= 0 then
       local some = granted(claim[2], spent[i], reserved[i], claim[5])
-      if not some then return {2, i, spent[i], reserved[i]} end
+      if not some then return refused({2, i, spent[i], reserved[i]}) end
       tokens = math.min(tokens, some)
     end
   else
     unseeded[#unseeded + 1] = i
   end
 end
-if #unseeded > 0 then return {3, unpack(unseeded)} end
+if #unseeded > 0 then return refused({3, unpack(unseeded)}) end
 
 local answer = {0, now, tokens}
 for i, claim in ipairs(limits) do
@@ -192,6 +196,7 @@ for i, claim in ipairs(budgets) do
   answer[#answer + 1] = reserved[i]
   answer[#answer + 1] = amount
 end
+if earlier[1] then redis.call('HDEL', call_key, 'k') end
 redis.call('HSET', call_key, 'c', cmsgpack.pack(claims), 'r', record, 'a', now)
 redis.call('ZADD', leases, now + lease_ms, call_id)
 return answer
