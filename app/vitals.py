@@ -26,7 +26,6 @@ from app.telemetry import (
     RESIDENT_BYTES,
     TASKS,
     UNWRITTEN_CONTENT_BYTES,
-    shown_model,
 )
 
 EVERY_S = 5.0
@@ -63,7 +62,7 @@ def _states(container: Container) -> Mapping[Labels, Number]:
             if len(found) >= DEPLOYMENTS_SHOWN:
                 return found
             state = "draining" if endpoint.is_draining else container.balancer.state_of(endpoint.id)
-            found[endpoint.id, shown_model(model.name)] = STATES.get(state, 0)
+            found[endpoint.id, model.name] = STATES.get(state, 0)
     return found
 
 

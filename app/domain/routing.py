@@ -68,13 +68,13 @@ def least_busy(shares: Sequence[S], chance: Callable[[], float]) -> S:
 def lowest_latency(shares: Sequence[S], latency_s: Callable[[S], float]) -> S:
     """The one whose next first token is likely to come soonest: its latency, once for every call that it has already."""
 
-    def cost(share: S) -> float:
+    def wait_s(share: S) -> float:
         known_s = latency_s(share)
         if not known_s:
             return share.in_flight * UNKNOWN_LATENCY_S / (share.weight or 1)
         return known_s * (share.in_flight + 1) / (share.weight or 1)
 
-    return min([share for share in shares if share.weight] or shares, key=cost)
+    return min([share for share in shares if share.weight] or shares, key=wait_s)
 
 
 def cheapest(shares: Sequence[S], price: Callable[[S], int | None]) -> S:

@@ -55,7 +55,7 @@ def _values(event: EndpointEvent) -> dict[str, object]:
         "reason": event.reason,
         "message": event.message,
         "upstream_status": event.upstream_status,
-        "open_seconds": event.open_s,
+        "open_ms": None if event.open_s is None else round(event.open_s * 1000),
         "process": event.process,
         "once": event.once,
     }
@@ -71,6 +71,6 @@ def _event(row: AnyRow) -> EndpointEvent:
         reason=row.reason,
         message=row.message,
         upstream_status=row.upstream_status,
-        open_s=row.open_seconds,
+        open_s=None if row.open_ms is None else row.open_ms / 1000,
         process=row.process,
     )

@@ -28,7 +28,7 @@ CREATE TABLE endpoint_events (
     reason TEXT,
     message TEXT,
     upstream_status SMALLINT,
-    open_seconds DOUBLE PRECISION,
+    open_ms BIGINT,
     process TEXT DEFAULT '' NOT NULL,
     once TEXT,
     CONSTRAINT pk_endpoint_events PRIMARY KEY (id),
