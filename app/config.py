@@ -120,6 +120,7 @@ class Settings(BaseSettings):
 
     # Endpoints
     retry_budget_percent: int = Field(20, ge=0, le=100, examples=["20"])
+    max_running_calls: int = Field(4096, ge=1, le=1_000_000, examples=["4096"])
     endpoint_max_in_flight: int = Field(512, ge=1, le=100_000, examples=["512"])
 
     # The server

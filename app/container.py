@@ -20,6 +20,7 @@ from app.services.health_check import HealthCheck
 from app.services.identities import Identities
 from app.services.load_balancer import LoadBalancer
 from app.services.management import Management
+from app.services.overload import Overload
 from app.services.repeats import Repeats
 from app.services.single_sign_on import SingleSignOn
 from app.services.standing import Standings
@@ -57,5 +58,7 @@ class Container:
     gauges: Gauges
     presence: Presence
     keys_by_id: KeysById
+    overload: Overload
+    has_sso: bool
     siblings: Siblings | None = None
     """The other workers of this machine, where there are any: what they have counted."""

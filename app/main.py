@@ -73,6 +73,7 @@ from app.services.checkpoints import LOOK_EVERY_S
 from app.services.endpoint_care import EndpointCare
 from app.services.endpoint_checks import EndpointChecks, PaidChecks
 from app.services.endpoint_events import EndpointEvents
+from app.services.endpoint_limits import HOLD_EVERY_S, EndpointLimits
 from app.services.estimation import Estimation
 from app.services.expectations import Expectations
 from app.services.failover import Failover
@@ -83,6 +84,7 @@ from app.services.identities import Identities
 from app.services.load_balancer import LoadBalancer
 from app.services.maintenance import Chore, supervise
 from app.services.management import open_management
+from app.services.overload import Overload
 from app.services.recovery import RecoveringCounters
 from app.services.repeats import Repeats
 from app.services.secret_key import SecretKeys
@@ -98,6 +100,7 @@ from app.storage.local_counters import LocalCounters
 from app.storage.management_ports import UserSpec
 from app.storage.migrate import migrate
 from app.storage.redis_counters import RedisCounters, RedisUsageSink
+from app.storage.redis_endpoint_claims import RedisEndpointClaims
 from app.storage.redis_endpoint_news import RedisEndpointNews
 from app.storage.redis_presence import RedisPresence
 from app.storage.redis_signals import RedisElection, RedisSignals
@@ -149,6 +152,7 @@ class Process:
     election: RedisElection
     events: EndpointEvents
     checks: EndpointChecks
+    limits: EndpointLimits
     counters: FallbackCounters
     journal: Journal
     user_expiry: UserExpiry
@@ -269,12 +273,14 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         estimation=estimation,
         expectations=Expectations(),
     )
+    limits = EndpointLimits(RedisEndpointClaims(redis))
     failover = Failover(
         providers=providers,
         balancer=balancer,
         clock=clock,
         retries=RetryBudget(settings.retry_budget_percent),
         room=WaitingRoom(clock),
+        limits=limits,
         swap=admission.swapped,
     )
 
@@ -341,6 +347,7 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         standings=Standings(
             counters=counters, ledger=ledger, clock=clock, zone=zone, default_limits=default_limits(settings)
         ),
+        overload=Overload(clock, chance=random, max_calls=settings.max_running_calls),
         endpoint_care=EndpointCare(
             balancer=balancer,
             events=events,
@@ -367,6 +374,7 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         election,
         events,
         checks,
+        limits,
         counters,
         journal,
         user_expiry,
@@ -504,6 +512,8 @@ def chores(process: Process) -> list[Chore]:
         Chore("endpoint-news", process.events.send),
         Chore("endpoint-ears", lambda: process.events.listen(container.endpoint_care.heard)),
         Chore("endpoint-events", process.events.write, after=loaded),
+        Chore("endpoint-limits", process.limits.hold, every_s=HOLD_EVERY_S),
+        Chore("overload", container.overload.watch),
         Chore("checks", process.checks.run, after=loaded),
         Chore("shadows", lambda: container.chat.shadows.run(container.chat.opened)),
         Chore("old-endpoint-events", process.events.forget_old, every_s=3600.0, is_elected=True, after=loaded),

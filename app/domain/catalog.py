@@ -98,6 +98,15 @@ class Endpoint:
     """Overrides the model's price for calls that this endpoint answers."""
     is_draining: bool = False
 
+    @property
+    def is_limited(self) -> bool:
+        """It has limits of its own, which hold over all processes."""
+        return (
+            self.max_concurrency is not None
+            or self.requests_per_minute is not None
+            or self.tokens_per_minute is not None
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Model:

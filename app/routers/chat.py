@@ -27,7 +27,7 @@ from app.domain.catalog import Model
 from app.domain.identity import Identity
 from app.domain.ids import time_of, unix_ms_of
 from app.domain.record import CallRecord
-from app.exceptions import DependencyUnavailable, InvalidRequest, ModelNotFound, NotFound
+from app.exceptions import DependencyUnavailable, InvalidRequest, ModelNotFound, NotFound, Overloaded
 from app.middleware.exchange import Exchange
 from app.middleware.gateway import Route
 from app.models.me_schemas import MeView
@@ -146,6 +146,8 @@ class DataPlane:
     async def _call(self, exchange: Exchange, dialect: Dialect, *, model: str | None = None) -> None:
         """One call: who, what, then `services/chat.py`. `model`, where given, stands in the body's place."""
         container = self._container
+        if container.overload.refuses(container.admission.running_calls):
+            raise Overloaded
         started_s = container.clock.monotonic()
         identity = await self._identify(exchange)
         body = await self._body(exchange)

@@ -40,9 +40,11 @@ from app.providers.base import Answer, Provider
 from app.services import error_sanitizer
 from app.services.budget import bill_failed
 from app.services.endpoint_faults import fault_of
+from app.services.endpoint_limits import EndpointLimits
 from app.services.live_endpoint import LiveEndpoint
 from app.services.load_balancer import LoadBalancer
 from app.services.waiting_room import WaitingRoom
+from app.storage.endpoint_ports import EndpointClaim, EndpointFull, LimitName
 
 MAX_RETRIES = 2
 """More endpoints than three in a row failing says more about the call, or about the hour, than about any one of them."""
@@ -50,6 +52,8 @@ MAX_MODELS = 6
 """The model asked for and its fallbacks, theirs among them."""
 POLICY_CODES = frozenset({"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"})
 """How upstreams say that a prompt is against their rules; another model's rules may differ."""
+MAX_CROWDED = 8
+"""How often a call asks again at endpoints that other processes have filled, a quarter of a second apart."""
 FULL_RETRY_S = 1.0
 """When to come back to endpoints that are full: by then calls of ordinary length have ended."""
 
@@ -68,6 +72,7 @@ class _Begun:
     live: LiveEndpoint
     ticket: int
     took_s: float
+    claim: EndpointClaim | None
 
 
 class Failover:
@@ -79,6 +84,7 @@ class Failover:
         clock: Clock,
         retries: RetryBudget,
         room: WaitingRoom,
+        limits: EndpointLimits,
         swap: Swap,
     ) -> None:
         self._providers = providers
@@ -86,6 +92,7 @@ class Failover:
         self._clock = clock
         self._retries = retries
         self._room = room
+        self._limits = limits
         self._swap = swap
 
     @asynccontextmanager
@@ -104,8 +111,7 @@ class Failover:
             balancer.succeeded(begun.live, begun.ticket, took_s=begun.took_s if meter.call.is_stream else 0.0)
             await exchange.__aexit__(None, None, None)
         finally:
-            balancer.end(begun.live)
-            self._room.left(begun.live.endpoint.model)
+            await self._left(begun.live, begun.claim, meter)
 
     # ── Models ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -154,21 +160,34 @@ class Failover:
         cause: AttemptFailed | None = None
         tried: tuple[str, ...] = ()
         left = 1 + (MAX_RETRIES if model.max_retries is None else model.max_retries)
+        crowded = 0
         while left > 0:
+            claim: EndpointClaim | None = None
             endpoint = await self._next(model, meter, tried)
             if endpoint is None:
                 break
+            if endpoint.is_limited:
+                claimed = await self._limits.claim(endpoint, meter)
+                if isinstance(claimed, EndpointFull):
+                    self._refused(endpoint, claimed, meter)
+                    crowded += 1
+                    if claimed.by is not LimitName.CONCURRENCY or crowded > MAX_CROWDED:
+                        tried += (endpoint.id,)
+                    continue
+                claim = claimed
             tried += (endpoint.id,)
             obstacle = self._obstacle(endpoint, meter)
             if obstacle is not None:
                 meter.candidates[-1] = Candidate(endpoint.id, obstacle)
+                if claim is not None:
+                    await self._limits.free(claim, meter)
                 continue
             if not await self._is_paid_for(model, meter):
                 meter.candidates[-1] = Candidate(endpoint.id, "no money left after a failed attempt")
                 break
             left -= 1
             try:
-                return await self._attempted(dialect, endpoint, model, meter)
+                return await self._attempted(dialect, endpoint, model, meter, claim)
             except AttemptFailed as failure:
                 last, cause = self._caller_error(endpoint, failure), failure
                 if failure.is_caller_fault or failure.kind is FailureKind.CLIENT_LEFT:
@@ -207,7 +226,14 @@ class Failover:
             return "retry budget spent"
         return None
 
-    async def _attempted(self, dialect: Dialect, endpoint: Endpoint, model: Model, meter: Meter) -> _Begun:
+    def _refused(self, endpoint: Endpoint, full: EndpointFull, meter: Meter) -> None:
+        """One of the endpoint's own limits has no room over all processes: nobody here asks again before it can have some."""
+        self._balancer.limited(self._balancer.live(endpoint), full.by, full.retry_after_ms / 1000)
+        meter.candidates[-1] = Candidate(endpoint.id, f"rate limited: {full.by}")
+
+    async def _attempted(
+        self, dialect: Dialect, endpoint: Endpoint, model: Model, meter: Meter, claim: EndpointClaim | None
+    ) -> _Begun:
         """One attempt, until its answer begins. Raises: AttemptFailed."""
         balancer = self._balancer
         live = balancer.live(endpoint)
@@ -219,20 +245,27 @@ class Failover:
             answer = await exchange.__aenter__()
         except AttemptFailed as failure:
             self._failed(attempt, live, ticket, failure, meter)
-            balancer.end(live)
-            self._room.left(model.name)
+            await self._left(live, claim, meter)
             raise
         except BaseException:
             self._end(attempt, "cancelled", meter)
             balancer.abandoned(live, ticket)
-            balancer.end(live)
-            self._room.left(model.name)
+            await self._left(live, claim, meter)
             raise
         took_s = self._clock.monotonic() - began_s
         attempt.first_byte_ms = self._elapsed_ms(meter)
         balancer.answered(live, ticket, took_s=took_s)
         balancer.explain_rest(model, meter)
-        return _Begun(answer, exchange, attempt, live, ticket, took_s)
+        return _Begun(answer, exchange, attempt, live, ticket, took_s, claim)
+
+    async def _left(self, live: LiveEndpoint, claim: EndpointClaim | None, meter: Meter) -> None:
+        """An attempt has left its endpoint."""
+        self._balancer.end(live)
+        try:
+            if claim is not None:
+                await self._limits.free(claim, meter)
+        finally:
+            self._room.left(live.endpoint.model)
 
     def _exchange(self, dialect: Dialect, endpoint: Endpoint, meter: Meter) -> Exchange:
         provider = self._providers[endpoint.provider]

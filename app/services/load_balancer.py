@@ -17,6 +17,7 @@ from app.domain.catalog import Catalog, Endpoint, Model, Sticky, Strategy
 from app.domain.pricing import Price
 from app.exceptions import AttemptFailed
 from app.services.live_endpoint import Checked, LiveEndpoint, Mishap
+from app.storage.endpoint_ports import LimitName
 
 MAX_IN_FLIGHT = 512
 """Calls at once that one process sends to an endpoint without a `max_concurrency`: a hung endpoint must not eat a whole process."""
@@ -249,7 +250,7 @@ class LoadBalancer:
         if live.in_flight >= (endpoint.max_concurrency or self._max_in_flight):
             return FULL
         if now_s < live.limited_until_s:
-            return f"rate limited: {live.limited_by}"
+            return FULL if live.limited_by == LimitName.CONCURRENCY else f"rate limited: {live.limited_by}"
         return None
 
     def _open_until(self, breaker: Breaker, now_s: float) -> str:

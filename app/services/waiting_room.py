@@ -16,6 +16,8 @@ from app.domain.catalog import Endpoint, Model
 
 MAX_WAITING: Final = 64
 """Calls of one model that wait in one process."""
+LOOK_AGAIN_S: Final = 0.25
+"""How late a call learns that another process has made room."""
 PATIENCE_S: Final = 2.0
 """What most clients take for a slow answer rather than for none."""
 
@@ -37,10 +39,10 @@ class WaitingRoom:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             queue.append(turn)
             try:
-                async with asyncio.timeout(left_s):
+                async with asyncio.timeout(min(left_s, LOOK_AGAIN_S)):
                     await turn
             except TimeoutError:
-                return None
+                pass  # a call of another process may have ended
             finally:
                 if turn in queue:
                     queue.remove(turn)

@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
+from app.domain.catalog import Endpoint
 from app.storage.management_ports import Page
 
 
@@ -69,4 +70,44 @@ class EndpointNews(Protocol):
 
     async def listen(self, heard: Callable[[bytes], None]) -> None:
         """Until the connection breaks, then raise DependencyUnavailable."""
+        ...
+
+
+class LimitName(StrEnum):
+    """Which of an endpoint's own limits."""
+
+    CONCURRENCY = "max_concurrency"
+    REQUESTS = "requests_per_minute"
+    TOKENS = "tokens_per_minute"
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointClaim:
+    """What an attempt holds of its endpoint."""
+
+    endpoint_id: str
+    attempt: str
+    slot: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointFull:
+    by: LimitName
+    retry_after_ms: int
+
+
+class EndpointClaims(Protocol):
+    """Every method may raise DependencyUnavailable."""
+
+    async def claim(self, endpoint: Endpoint, attempt: str, tokens: int) -> EndpointClaim | EndpointFull:
+        """All of it or nothing, over all processes."""
+        ...
+
+    async def free(self, claim: EndpointClaim, tokens: int) -> None:
+        """The attempt has ended, and used so many tokens."""
+        ...
+
+    async def hold(self, claims: Sequence[EndpointClaim]) -> None:
+        """These go on."""
         ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -18,6 +18,7 @@ from app.domain.pricing import Usage
 from app.domain.retry_budget import FLOOR, RetryBudget
 from app.exceptions import (
     AttemptFailed,
+    DependencyUnavailable,
     FailureKind,
     GatewayError,
     NoHealthyEndpoint,
@@ -28,10 +29,12 @@ from app.exceptions import (
 )
 from app.providers.base import Answer
 from app.services.budget import bill, need_of
+from app.services.endpoint_limits import EndpointLimits
 from app.services.failover import MAX_RETRIES, Failover
 from app.services.load_balancer import LoadBalancer
 from app.services.recording import record_of
 from app.services.waiting_room import WaitingRoom
+from app.storage.endpoint_ports import EndpointClaim, EndpointFull, LimitName
 from tests.calls import PRICE, a_budget, a_key, a_meter, a_model, an_endpoint, an_estimate, an_identity
 from tests.kit.clock import ManualClock
 
@@ -120,6 +123,30 @@ class FakeProvider:
         return [opened.endpoint_id for opened in self.opened_with]
 
 
+class FakeClaims:
+    """Endpoints' limits as a list of who is there; `refuses` answers for an endpoint instead."""
+
+    def __init__(self) -> None:
+        self.there: list[str] = []
+        self.freed: list[tuple[str, int]] = []
+        self.refuses: dict[str, EndpointFull] = {}
+        self.is_away = False
+
+    async def claim(self, endpoint: Endpoint, attempt: str, tokens: int) -> EndpointClaim | EndpointFull:
+        if self.is_away:
+            raise DependencyUnavailable("counter store")
+        if endpoint.id in self.refuses:
+            return self.refuses[endpoint.id]
+        self.there.append(endpoint.id)
+        return EndpointClaim(endpoint.id, attempt, 1, tokens)
+
+    async def free(self, claim: EndpointClaim, tokens: int) -> None:
+        self.there.remove(claim.endpoint_id)
+        self.freed.append((claim.endpoint_id, tokens))
+
+    async def hold(self, claims: Sequence[EndpointClaim]) -> None: ...
+
+
 class House:
     def __init__(self, *script: BaseException | float | None) -> None:
         self.clock = ManualClock()
@@ -127,6 +154,7 @@ class House:
         self.retries = RetryBudget(20)
         self.swapped: list[str] = []
         self.may_swap = True
+        self.claims = FakeClaims()
         self.provider = FakeProvider(self.clock, *script)
         self.failover = Failover(
             providers={ProviderKind.OPENAI: self.provider},
@@ -134,6 +162,7 @@ class House:
             clock=self.clock,
             retries=self.retries,
             room=WaitingRoom(self.clock),
+            limits=EndpointLimits(self.claims),
             swap=self._swap,
         )
         self.meter = a_meter()
@@ -584,3 +613,62 @@ async def test_under_a_hard_budget_the_next_attempt_waits_for_room_beside_the_co
     assert house.provider.tried == (["a", "b"] if may_swap else ["a"])
     need = need_of(house.meter, replace(model, budgets=(a_budget(10**6),)), floor_tokens=1, expected_tokens=1)
     assert need.fixed_nanousd == 200 + 200, "the failed attempt, and the prompt of the next"
+
+
+# ── Limits of endpoints ───────────────────────────────────────────────────────────────────────────────────────────────
+
+LIMITED = a_model("m", an_endpoint("a", model="m", tokens_per_minute=1000), an_endpoint("b", model="m", priority=-1))
+
+
+async def test_an_attempt_holds_its_endpoints_limits_and_frees_them_whatever_happens() -> None:
+    house = House(failed(), None)
+    house.meter.estimate = an_estimate(100, 50)
+
+    await house.call(LIMITED)
+
+    assert house.provider.tried == ["a", "b"]
+    assert (house.claims.there, house.claims.freed) == ([], [("a", 0)])
+
+
+async def test_what_was_used_takes_the_place_of_what_was_claimed() -> None:
+    house = House(None)
+
+    def note(meter: Meter) -> None:
+        meter.usage = Usage(prompt_tokens=7, completion_tokens=5)
+
+    house.provider.on_open = note
+    await house.call(LIMITED)
+
+    assert house.claims.freed == [("a", 12)]
+
+
+async def test_a_lower_priority_takes_what_a_limit_of_the_higher_one_refuses() -> None:
+    house = House(None, None)
+    house.claims.refuses = {"a": EndpointFull(LimitName.TOKENS, 30_000)}
+
+    await house.call(LIMITED)
+    again = house.meter = a_meter()
+    house.claims.refuses = {}
+    await house.call(LIMITED)
+
+    assert house.provider.tried == ["b", "b"], "and is not asked again before it can have room"
+    assert again.candidates[0].verdict == "rate limited: tokens_per_minute"
+
+
+async def test_when_the_only_endpoint_is_used_up_the_caller_learns_when_it_is_not() -> None:
+    house = House()
+    house.claims.refuses = {"a": EndpointFull(LimitName.REQUESTS, 30_000)}
+
+    with pytest.raises(NoHealthyEndpoint) as told:
+        await house.call(a_model("m", an_endpoint("a", model="m", requests_per_minute=1)))
+
+    assert told.value.retry_after_s == pytest.approx(30.0)
+    assert house.provider.tried == []
+
+
+async def test_while_the_store_is_away_nothing_is_claimed_and_calls_go_on() -> None:
+    house = House(None)
+    house.claims.is_away = True
+
+    assert await house.call(LIMITED) is ANSWER
+    assert house.provider.tried == ["a"]
