@@ -59,6 +59,5 @@ class Container:
     presence: Presence
     keys_by_id: KeysById
     overload: Overload
-    has_sso: bool
     siblings: Siblings | None = None
     """The other workers of this machine, where there are any: what they have counted."""
