@@ -18,6 +18,7 @@ from starlette.routing import Mount
 
 from app.admin.assets import STATIC_FOLDER, StaticFiles, asset_url
 from app.routers.data_plane_openapi import data_plane_openapi
+from app.routers.openapi_examples import add_examples
 
 __all__ = ["STATIC_FOLDER", "add_docs", "add_static", "data_plane_openapi"]
 
@@ -88,6 +89,7 @@ def _document_data_plane(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None or "x-data-plane" not in app.openapi_schema:
             app.openapi_schema = _merged(administration(), data_plane_openapi())
+            add_examples(app.openapi_schema)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign] # FastAPI's own way of extending the document
