@@ -147,6 +147,7 @@ OBJECTS = {
     "/keys": ({"user_oid": "u"}, "id", {"name": "x"}),
     "/apps": ({"app_id": "crm"}, "app_id", {"name": "x"}),
 }
+PRICE = {"input_usd_per_mtok": "1", "output_usd_per_mtok": "2"}
 
 
 @pytest.mark.parametrize("path", OBJECTS)
@@ -170,6 +171,29 @@ async def test_a_change_of_what_has_changed_meanwhile_is_refused(api: Client, pa
     assert (await api.patch(url, json={"name": "y"}, headers={"If-Match": either})).status_code == 200
     assert (await api.patch(url, json={"name": "z"}, headers={"If-Match": "*"})).status_code == 200
     assert (await api.delete(url)).status_code == 204
+
+
+async def test_models_endpoints_and_administrators_have_versions_too(api: Client) -> None:
+    await api.post("/models", json={"name": "gpt-4", "price": PRICE})
+    upstream = {"model": "gpt-4", "provider": "demo", "upstream_model": "demo"}
+    endpoint = await api.post("/endpoints", json=upstream)
+    staff = await api.post("/admins", json={"name": "a", "role": "viewer"})
+    for url, change in (
+        ("/models/gpt-4", {"max_output_tokens": 7}),
+        (f"/endpoints/{endpoint.json()['id']}", {"weight": 7}),
+        (f"/admins/{staff.json()['id']}", {"name": "b"}),
+    ):
+        read = {"If-Match": (await api.get(url)).headers["etag"]}
+        first, second = await api.patch(url, json=change, headers=read), await api.patch(url, json=change, headers=read)
+        assert (first.status_code, second.status_code, code_of(second)) == (200, 409, "version_conflict"), url
+        assert (await api.delete(f"{url}?force=true", headers=read)).status_code == 409
+        assert (await api.get(url)).headers["etag"] == first.headers["etag"]
+
+
+async def test_a_price_is_no_other_version_for_having_been_stored(api: Client) -> None:
+    made = await api.post("/models", json={"name": "gpt-4", "price": PRICE})
+
+    assert (await api.get("/models/gpt-4")).headers["etag"] == made.headers["etag"]
 
 
 async def test_of_two_changes_to_one_version_one_is_refused(api: Client) -> None:

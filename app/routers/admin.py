@@ -215,13 +215,18 @@ async def create_admin(services: Services, actor: Caller, body: AdminCreate) -> 
 
 
 @admins.get("/{admin_id}")
-async def get_admin(services: Services, admin_id: str) -> AdminView:
-    return AdminView.of(await services.management.admins.get(admin_id), services.clock.now())
+async def get_admin(services: Services, admin_id: str, version: Versioned) -> AdminView:
+    row = await services.management.admins.get(admin_id)
+    version.tell(row.spec)
+    return AdminView.of(row, services.clock.now())
 
 
 @admins.patch("/{admin_id}")
-async def patch_admin(services: Services, actor: Caller, admin_id: str, body: AdminPatch) -> AdminView:
-    row = await services.management.admins.patch(actor, admin_id, body.changes())
+async def patch_admin(
+    services: Services, actor: Caller, admin_id: str, body: AdminPatch, version: Versioned
+) -> AdminView:
+    row = await services.management.admins.patch(actor, admin_id, body.changes(), expected=version.expected)
+    version.tell(row.spec)
     return AdminView.of(row, services.clock.now())
 
 
@@ -238,5 +243,5 @@ async def rotate_admin_token(services: Services, actor: Caller, admin_id: str) -
 
 
 @admins.delete("/{admin_id}", status_code=204)
-async def delete_admin(services: Services, actor: Caller, admin_id: str) -> None:
-    await services.management.admins.delete(actor, admin_id)
+async def delete_admin(services: Services, actor: Caller, admin_id: str, version: Versioned) -> None:
+    await services.management.admins.delete(actor, admin_id, expected=version.expected)

@@ -29,7 +29,16 @@ from app.models.schemas import (
     PageView,
 )
 from app.models.usage_schemas import EXPORT_COLUMNS, CallView, Deletions, ExplainedCallView, SummaryView, csv_line
-from app.routers.deps import AdminServices, Caller, Force, Listing, Services, admin_router, require_budgets_only
+from app.routers.deps import (
+    AdminServices,
+    Caller,
+    Force,
+    Listing,
+    Services,
+    Versioned,
+    admin_router,
+    require_budgets_only,
+)
 from app.storage.management_ports import AuditQuery, EndpointRow, ListQuery
 from app.storage.ports import LogFilter
 from app.storage.sql_rows import is_uuid
@@ -58,26 +67,32 @@ async def list_models(services: Services, query: Listing) -> PageView[ModelView]
 
 
 @models.post("", status_code=201)
-async def create_model(services: Services, actor: Caller, body: ModelCreate) -> ModelView:
-    return ModelView.of(await services.management.models.create(actor, body.spec()))
+async def create_model(services: Services, actor: Caller, body: ModelCreate, version: Versioned) -> ModelView:
+    row = await services.management.models.create(actor, body.spec())
+    version.tell(row.spec)
+    return ModelView.of(row)
 
 
 @models.get("/{name:path}")
-async def get_model(services: Services, name: str) -> ModelView:
-    return ModelView.of(await services.management.models.get(name))
+async def get_model(services: Services, name: str, version: Versioned) -> ModelView:
+    row = await services.management.models.get(name)
+    version.tell(row.spec)
+    return ModelView.of(row)
 
 
 @models.patch("/{name:path}")
-async def patch_model(services: Services, actor: Caller, name: str, body: ModelPatch) -> ModelView:
+async def patch_model(services: Services, actor: Caller, name: str, body: ModelPatch, version: Versioned) -> ModelView:
     """Change what is named. A new price begins a new row of the history; past records keep theirs."""
     require_budgets_only(actor, body.model_fields_set)
-    return ModelView.of(await services.management.models.patch(actor, name, body.changes()))
+    row = await services.management.models.patch(actor, name, body.changes(), expected=version.expected)
+    version.tell(row.spec)
+    return ModelView.of(row)
 
 
 @models.delete("/{name:path}", status_code=204)
-async def delete_model(services: Services, actor: Caller, name: str, force: Force = False) -> None:
+async def delete_model(services: Services, actor: Caller, name: str, version: Versioned, force: Force = False) -> None:
     """Delete the model. Refused (`in_use`) while it has endpoints or is another model's fallback, unless forced."""
-    await services.management.models.delete(actor, name, force=force)
+    await services.management.models.delete(actor, name, force=force, expected=version.expected)
 
 
 # ── Endpoints ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -94,27 +109,40 @@ async def list_endpoints(services: Services, query: Listing) -> PageView[LiveEnd
 
 
 @endpoints.post("", status_code=201)
-async def create_endpoint(services: Services, actor: Caller, body: EndpointCreate) -> LiveEndpointView:
+async def create_endpoint(
+    services: Services, actor: Caller, body: EndpointCreate, version: Versioned
+) -> LiveEndpointView:
     """Register an upstream of a model. Its credential is stored encrypted and never shown again."""
-    return _view(services, await services.management.endpoints.create(actor, body.spec(), body.credential()))
+    row = await services.management.endpoints.create(actor, body.spec(), body.credential())
+    version.tell(row.spec)
+    return _view(services, row)
 
 
 @endpoints.get("/{endpoint_id}")
-async def get_endpoint(services: Services, endpoint_id: str) -> LiveEndpointView:
-    return _view(services, await services.management.endpoints.get(endpoint_id))
+async def get_endpoint(services: Services, endpoint_id: str, version: Versioned) -> LiveEndpointView:
+    row = await services.management.endpoints.get(endpoint_id)
+    version.tell(row.spec)
+    return _view(services, row)
 
 
 @endpoints.patch("/{endpoint_id}")
-async def patch_endpoint(services: Services, actor: Caller, endpoint_id: str, body: EndpointPatch) -> LiveEndpointView:
+async def patch_endpoint(
+    services: Services, actor: Caller, endpoint_id: str, body: EndpointPatch, version: Versioned
+) -> LiveEndpointView:
     """Change what is named. Another host in `api_base` needs the `api_key` again."""
     commands = services.management.endpoints
-    return _view(services, await commands.patch(actor, endpoint_id, body.changes(), body.credential()))
+    changes, credential = body.changes(), body.credential()
+    row = await commands.patch(actor, endpoint_id, changes, credential, expected=version.expected)
+    version.tell(row.spec)
+    return _view(services, row)
 
 
 @endpoints.delete("/{endpoint_id}", status_code=204)
-async def delete_endpoint(services: Services, actor: Caller, endpoint_id: str, force: Force = False) -> None:
+async def delete_endpoint(
+    services: Services, actor: Caller, endpoint_id: str, version: Versioned, force: Force = False
+) -> None:
     """Delete the endpoint. Refused (`in_use`) when it is its model's last, unless forced."""
-    await services.management.endpoints.delete(actor, endpoint_id, force=force)
+    await services.management.endpoints.delete(actor, endpoint_id, force=force, expected=version.expected)
 
 
 @endpoints.post("/{endpoint_id}/drain")

@@ -6,8 +6,9 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Any, cast
 from uuid import uuid4
 
 import msgspec
@@ -97,7 +98,13 @@ def snapshot(value: object) -> object:
 
 
 def version_of(spec: object) -> str:
-    """What an administrator has set, in 128 bits: the same as long as nobody has set anything else."""
+    """What an administrator has set, in 128 bits: the same as long as nobody has set anything else.
+
+    A price's row in the history is not for him to set: a new spec has none yet.
+    """
+    price = getattr(spec, "price", None)
+    if price is not None:
+        spec = replace(cast(Any, spec), price=replace(price, id=""))
     return hashlib.sha256(msgspec.json.encode(spec, order="deterministic")).hexdigest()[:32]
 
 

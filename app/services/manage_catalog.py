@@ -13,7 +13,7 @@ from app.domain.egress import EgressPolicy, checked_url, host_of
 from app.domain.limits import Limit
 from app.domain.pricing import Price
 from app.exceptions import Conflict, InUse, InvalidRequest
-from app.services.command import Command, Commands, missing, new_id
+from app.services.command import ANY_VERSION, Command, Commands, Expected, missing, new_id, require_version
 from app.services.management_rules import (
     require_budgets,
     require_limits,
@@ -89,9 +89,12 @@ class ModelCommands:
             await command.announce("catalog", spec.name)
             return ModelRow(spec, 0, command.now, command.now)
 
-    async def patch(self, actor: Actor, name: str, changes: ModelChanges) -> ModelRow:
+    async def patch(
+        self, actor: Actor, name: str, changes: ModelChanges, *, expected: Expected = ANY_VERSION
+    ) -> ModelRow:
         async with self.commands.opened(actor) as command:
             row = await existing_model(command.tx, name, "name")
+            require_version(row.spec, expected)
             spec = replace(row.spec, **changes)
             _require_valid_model(spec, await command.tx.model_names())
             require_no_fallback_cycle(spec.name, spec.fallbacks, await command.tx.fallbacks_of_models())
@@ -101,10 +104,11 @@ class ModelCommands:
             await command.announce("catalog", name)
             return replace(row, spec=spec, updated_at=command.now)
 
-    async def delete(self, actor: Actor, name: str, *, force: bool) -> None:
+    async def delete(self, actor: Actor, name: str, *, force: bool, expected: Expected = ANY_VERSION) -> None:
         """Delete a model, its endpoints with it. Refused (`in_use`) while something uses it, unless forced."""
         async with self.commands.opened(actor) as command:
             row = await existing_model(command.tx, name, "name")
+            require_version(row.spec, expected)
             served_by = await command.tx.endpoints_of(name)
             fallback_of = await command.tx.models_falling_back_to(name)
             shadow_of = await command.tx.models_shadowed_by(name)
@@ -215,11 +219,18 @@ class EndpointCommands:
             return EndpointRow(endpoint_id, spec, _shown(sealed), command.now, command.now)
 
     async def patch(
-        self, actor: Actor, endpoint_id: str, changes: EndpointChanges, credential: NewCredential | None = None
+        self,
+        actor: Actor,
+        endpoint_id: str,
+        changes: EndpointChanges,
+        credential: NewCredential | None = None,
+        *,
+        expected: Expected = ANY_VERSION,
     ) -> EndpointRow:
         """Change an endpoint. Its stored credential goes only to the host it was given for: another host needs it anew."""
         async with self.commands.opened(actor) as command:
             row = await existing_endpoint(command.tx, endpoint_id)
+            require_version(row.spec, expected)
             spec = self.checked(replace(row.spec, **changes))
             has_credential = row.credential_last4 is not None
             if credential is None and has_credential and not _goes_to_same_place(row.spec, spec):
@@ -260,10 +271,11 @@ class EndpointCommands:
             await command.audit("endpoint.reset", endpoint_id)
             return row
 
-    async def delete(self, actor: Actor, endpoint_id: str, *, force: bool) -> None:
+    async def delete(self, actor: Actor, endpoint_id: str, *, force: bool, expected: Expected = ANY_VERSION) -> None:
         """Delete an endpoint. Refused (`in_use`) when its model has no other, unless forced."""
         async with self.commands.opened(actor) as command:
             row = await existing_endpoint(command.tx, endpoint_id)
+            require_version(row.spec, expected)
             if not force and len(await command.tx.endpoints_of(row.spec.model)) == 1:
                 raise InUse(
                     f"This is the last endpoint of the model '{row.spec.model}'. Add another one first, or repeat with "
