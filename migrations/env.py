@@ -22,8 +22,8 @@ Parents = MutableMapping[Literal["schema_name", "table_name", "schema_qualified_
 
 
 def is_ours(name: str | None, kind: Kind, parents: Parents) -> bool:
-    """Whether to compare an object: partitions are made by the ledger, and indexes over trigrams only where there are any."""
-    if kind == "index" and name in ("ix_users_words", "ix_keys_words"):
+    """Whether to compare an object: partitions are made by the ledger, indexes over expressions by them alone."""
+    if kind == "index" and name in ("ix_users_words", "ix_keys_words", "ix_users_paid_until", "ix_keys_end"):
         return False
     table = parents.get("table_name") or (name if kind == "table" else None)
     return table is None or not any(table.startswith(f"{parent.name}_p") for parent in PARTITIONED)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import RowMapping, func, insert, select
+from sqlalchemy import ARRAY, BigInteger, DateTime, LargeBinary, RowMapping, Text, bindparam, func, insert, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -32,6 +32,13 @@ BATCH_ROWS = 1000
 """Rows that `verify` holds in memory at once."""
 
 _HASHED = ("id", "at", "actor", "role", "address", "action", "object_kind", "object_id", "before", "after")
+_TYPES: Mapping[str, Any] = {
+    "id": BigInteger,
+    "at": DateTime(timezone=True),
+    "previous_hash": LargeBinary,
+    "hash": LargeBinary,
+}
+"""Of the columns that are no texts."""
 _SEARCHED = (audit_log.c.actor, audit_log.c.action, audit_log.c.object_kind, audit_log.c.object_id)
 
 
@@ -54,8 +61,27 @@ async def append(connection: AsyncConnection, *entries: AuditEntry) -> None:
         row = _row_of(entry, row_id)
         rows.append({**row, "previous_hash": previous_hash, "hash": hash_of(row, previous_hash)})
         previous_hash = rows[-1]["hash"]
-    if rows:
-        await connection.execute(insert(audit_log), rows)
+    if len(rows) > 1:
+        await connection.execute(_insert_many, {name: [_bare(row[name]) for row in rows] for name in _STORED})
+    elif rows:
+        await connection.execute(insert(audit_log).values(**rows[0]))
+
+
+def _bare(value: Any) -> Any:
+    """Objects as texts: an array of JSON would be one of JSON's own."""
+    return json.dumps(value) if isinstance(value, dict | list) else value
+
+
+_STORED = (*_HASHED, "previous_hash", "hash")
+# One statement for all rows: the trigger that keeps the head runs once for each.
+_insert_many = text(
+    """
+    INSERT INTO audit_log (id, at, actor, role, address, action, object_kind, object_id, before, after, previous_hash, hash)
+    SELECT id, at, actor, role, address, action, object_kind, object_id, before::jsonb, after::jsonb, previous_hash, hash
+    FROM unnest(:id, :at, :actor, :role, :address, :action, :object_kind, :object_id, :before, :after, :previous_hash, :hash)
+         AS written (id, at, actor, role, address, action, object_kind, object_id, before, after, previous_hash, hash)
+    """
+).bindparams(*(bindparam(name, type_=ARRAY(_TYPES.get(name, Text))) for name in _STORED))
 
 
 def _row_of(entry: AuditEntry, row_id: int) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from sqlalchemy import (
     ARRAY,
     BigInteger,
     ColumnElement,
+    Date,
+    DateTime,
     Row,
     Select,
     Text,
@@ -23,6 +25,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    literal_column,
     null,
     or_,
     select,
@@ -37,7 +40,9 @@ from app.domain.access import Role
 from app.domain.identity import KeyStatus, LogContent, PaymentStatus
 from app.domain.limits import Scope
 from app.models.tables import (
+    KEY_END,
     KEY_WORDS,
+    USER_PAID_UNTIL,
     USER_WORDS,
     admins,
     app_secrets,
@@ -152,7 +157,6 @@ class SqlUsers:
             .where(users.c.payment_status.in_(["active", "trial"]), users.c.payment_valid_until < today)
             .order_by(users.c.payment_valid_until)
             .limit(limit)
-            .with_for_update()
             .cte("lapsed")
         )
         statement = (
@@ -172,7 +176,7 @@ _USER_ORDERS: dict[str, Order[UserRow]] = {
     "created_at": Order(users.c.created_at, lambda row: row.created_at, datetime),
     "user_oid": Order(users.c.oid, lambda row: row.spec.oid, str),
     "payment_valid_until": Order(
-        func.coalesce(users.c.payment_valid_until, literal(NO_DAY)),
+        literal_column(USER_PAID_UNTIL, Date),
         lambda row: row.spec.payment_valid_until or NO_DAY,
         date,
     ),
@@ -295,7 +299,7 @@ _KEY_ORDERS: dict[str, Order[KeyRow]] = {
     "created_at": Order(keys.c.created_at, lambda row: row.created_at, datetime),
     "name": Order(keys.c.name, lambda row: row.spec.name, str),
     "expires_at": Order(
-        func.coalesce(keys.c.expires_at, literal(NEVER)), lambda row: row.spec.expires_at or NEVER, datetime
+        literal_column(KEY_END, DateTime(timezone=True)), lambda row: row.spec.expires_at or NEVER, datetime
     ),
     "last_used_at": Order(
         func.coalesce(keys.c.last_used_at, literal(NEVER)), lambda row: row.last_used_at or NEVER, datetime
