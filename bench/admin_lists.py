@@ -23,16 +23,14 @@ import asyncpg
 from app.clock import SystemClock
 from app.database import open_engine
 from app.domain.access import Actor, Role
-from app.domain.egress import EgressPolicy
 from app.embedded import PostgresServer
-from app.services.api_key import pepper_of
-from app.services.management import Management, open_management
+from app.services.command import Commands
+from app.services.manage_access import KeyCommands
+from app.services.manage_users import UserCommands
 from app.storage.management_ports import ListQuery
 from app.storage.migrate import migrate
-from app.storage.sealing import Sealer
 from app.storage.sql_management import SqlManagement
 
-SECRET = "a secret key of the benchmark, long enough"
 OWNER = Actor("bench", Role.OWNER)
 PAGES = 5
 """Deep pages cost what the first does: keyset."""
@@ -111,10 +109,8 @@ def questions(users: int) -> dict[str, ListQuery]:
     }
 
 
-async def measured(question: str, query: ListQuery, management: Management, rounds: int) -> Measured:
-    ask: Callable[[ListQuery], Awaitable[object]] = (
-        management.users.page if question.startswith("users") else management.keys.page
-    )
+async def measured(question: str, query: ListQuery, commands: UserCommands | KeyCommands, rounds: int) -> Measured:
+    ask: Callable[[ListQuery], Awaitable[object]] = commands.page
     ms: list[float] = []
     await ask(query)
     while len(ms) < rounds:
@@ -148,23 +144,19 @@ async def run(users: int, keys: int, rounds: int) -> list[Measured]:
             server.stop()
 
 
-async def _run_on(url: str, users: int, keys: int, rounds: int) -> list[Measured]:
+async def _run_on(url: str, users: int, keys_count: int, rounds: int) -> list[Measured]:
     await migrate(url, lambda _line: None)
-    await fill(url, users, keys)
+    await fill(url, users, keys_count)
     engine = open_engine(url)
     try:
-        management = open_management(
-            SqlManagement(engine),
-            clock=SystemClock(),
-            publish=_announce,
-            pepper=pepper_of(SECRET),
-            sealer=Sealer(SECRET),
-            egress=EgressPolicy(),
-            has_bootstrap_token=True,
-        )
-        found = [await measured(question, query, management, rounds) for question, query in questions(users).items()]
+        commands = Commands(SqlManagement(engine), SystemClock(), _announce)
+        people, keys = UserCommands(commands), KeyCommands(commands, b"")
+        found = [
+            await measured(question, query, people if question.startswith("users") else keys, rounds)
+            for question, query in questions(users).items()
+        ]
         began_s = time.perf_counter()
-        expiry = await management.users.sync_all_expiries(OWNER, date(2026, 1, 1))
+        expiry = await people.sync_all_expiries(OWNER, date(2026, 1, 1))
         found.append(Measured(f"expire {len(expiry.expired)} users", [(time.perf_counter() - began_s) * 1000]))
         return found
     finally:

@@ -34,7 +34,7 @@ from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 from app.domain.histogram import BUCKETS
 
-SCHEMA_REVISION = "0010"
+SCHEMA_REVISION = "0011"
 """The newest migration. A process whose database says otherwise migrates (or waits for the one that does)."""
 
 MAX_NAME_CHARS = 200
@@ -139,7 +139,7 @@ KEY_WORDS = r"lower(keys.name || E'\n' || keys.user_oid || E'\n' || keys.key_pre
 """What the lists are searched in, to the letter as migration 0008 indexes it where there are trigrams."""
 KEY_END = "coalesce(keys.expires_at, TIMESTAMPTZ '9999-12-31 00:00:00+00')"
 USER_PAID_UNTIL = "coalesce(users.payment_valid_until, DATE '9999-12-31')"
-"""What the lists are sorted by, as migration 0010 indexes it: never null, the endless last."""
+"""What the lists are sorted by, as migration 0011 indexes it: never null, the endless last."""
 
 deleted_users = Table(
     "deleted_users",

@@ -1,6 +1,6 @@
 """The trail's head follows whole statements, and lists are sorted by when keys and payments end without sorting them.
 
-Revision: 0010, after 0009. The version before goes on working beside this one: it inserts one row a statement.
+Revision: 0011, after 0010. The version before goes on working beside this one: it inserts one row a statement.
 
 A trigger for each row wrote the head once for each of thousands of rows, each time past all versions before: 50,000 expired users took
 17 seconds, most of it for that.
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from alembic import op
 
-revision = "0010"
-down_revision = "0009"
+revision = "0011"
+down_revision = "0010"
 branch_labels = None
 depends_on = None
 
