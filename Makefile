@@ -38,6 +38,7 @@ check: ## lint, format, types, layers and house rules
 	$(PYTHON_IN) -m mypy $(TYPED)
 	$(PYTHON_IN) -c 'from importlinter.cli import lint_imports_command as lint; lint()' --no-logo
 	$(PYTHON_IN) tools/check_house.py
+	$(PYTHON_IN) tools/check_supply.py
 
 format: ## let ruff write the code's form
 	@$(BOOTSTRAP) dev

@@ -14,20 +14,24 @@ import fcntl
 import hashlib
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
 import time
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 UV_ENVIRONMENT = ROOT / ".venv-uv"
 UV_LOCK = ROOT / "tools" / "requirements-bootstrap.txt"
+SUPPLY = ROOT / "tools" / "supply"
 THIS_PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -274,11 +278,26 @@ def write_locks() -> None:
         "tools/requirements-bootstrap.txt": ["--group", "bootstrap"],
     }
     options = ["--universal", "--python-version", "3.11", "--generate-hashes", "--no-emit-index-url", "--quiet"]
+    options += ["--exclude-newer", _before_the_cool_down()]
     options += ["--custom-compile-command", "make lock", *(["--upgrade"] if os.environ.get("UPGRADE") else [])]
     for lock, source in sources.items():
         say(f"{lock}: resolving …")
         if not run([str(uv), "pip", "compile", *source, *options, "-o", lock], environment=uv_settings(pip)):
             fail(f"{lock} cannot be resolved: see the lines above")
+    _note_proven(list(sources))
+
+
+def _before_the_cool_down() -> str:
+    """The moment after which nothing may have been published that is locked now."""
+    policy = tomllib.loads((SUPPLY / "policy.toml").read_text())
+    return f"{datetime.now(UTC) - timedelta(days=policy['cool_down']['days']):%Y-%m-%dT00:00:00Z}"
+
+
+def _note_proven(locks: Sequence[str]) -> None:
+    """What was just resolved was there before the cool-down. `tools/check_supply.py` knows it by this file."""
+    lines = [line for lock in locks for line in (ROOT / lock).read_text().splitlines()]
+    pins = {found[1] for line in lines if (found := re.match(r"^([A-Za-z0-9][\w.-]*==[\w.!+-]+)", line))}
+    (SUPPLY / "proven.txt").write_text("".join(f"{pin}\n" for pin in sorted(pins)))
 
 
 # Small things.
