@@ -44,8 +44,8 @@ from app.middleware.gateway import GatewayMiddleware
 from app.providers.anthropic import AnthropicProvider
 from app.providers.base import Provider
 from app.providers.demo import DemoProvider
-from app.providers.litellm import LiteLLMProvider
 from app.providers.oidc import OidcClient, OidcProvider
+from app.providers.on_demand import OnDemand, Preparable
 from app.providers.price_map import PriceMap
 from app.providers.prober import UpstreamProber
 from app.providers.relay import OpenAIRelay
@@ -147,7 +147,7 @@ class Process:
     engine: Engine
     redis: RedisClient
     transport: Transport
-    litellm: LiteLLMProvider
+    litellm: OnDemand
     signals: RedisSignals
     election: RedisElection
     events: EndpointEvents
@@ -242,7 +242,14 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
     )
     tls_by_host = private_authorities(settings)
     transport = Transport(egress, tls_by_host=tls_by_host)
-    litellm = LiteLLMProvider(egress, clock=clock, tls_by_host=tls_by_host)
+
+    def with_litellm() -> Preparable:
+        """Its adapter brings aiohttp along, and LiteLLM itself a moment later: only where an endpoint needs them."""
+        from app.providers.litellm import LiteLLMProvider
+
+        return LiteLLMProvider(egress, clock=clock, tls_by_host=tls_by_host)
+
+    litellm = OnDemand(with_litellm)
     providers: dict[ProviderKind, Provider] = {
         ProviderKind.OPENAI: OpenAIRelay(transport),
         ProviderKind.LITELLM: litellm,

@@ -303,7 +303,7 @@ class RelayedChunks:
         reader = self._reader
         while not self._is_over:
             if self._pieces:
-                if ready := reader.feed(self._pieces.popleft()):
+                if ready := self._fed():
                     return ready
                 continue
             try:
@@ -320,6 +320,21 @@ class RelayedChunks:
             elif ready := reader.feed(data):
                 return ready
         return b""
+
+    def _fed(self) -> bytes:
+        """The next piece, and those behind it as long as none of them can reach the grant: what came together goes on together."""
+        reader, pieces, granted = self._reader, self._pieces, self._meter.granted_tokens
+        ready = reader.feed(pieces.popleft())
+        if granted is None:
+            return ready
+        more = [ready]
+        while pieces and ready and reader.delivered_tokens + len(pieces[0]) // _LEAST_BYTES_PER_TOKEN <= granted:
+            try:
+                more.append(reader.feed(pieces[0]))
+            except (UpstreamSaidError, BadAnswer):
+                break  # its reader raises it again, once what was before it is delivered
+            pieces.popleft()
+        return b"".join(more)
 
     def _patience_s(self) -> float:
         if not self._reader.is_complete:
