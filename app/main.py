@@ -81,6 +81,7 @@ from app.services.fallback import ORPHANS_EVERY_S, FallbackCounters, FallbackSin
 from app.services.gauges import Gauges
 from app.services.health_check import HealthCheck
 from app.services.identities import Identities
+from app.services.late_budgets import LateBudgets
 from app.services.load_balancer import LoadBalancer
 from app.services.maintenance import Chore, supervise
 from app.services.management import open_management
@@ -281,6 +282,8 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         expectations=Expectations(),
     )
     limits = EndpointLimits(RedisEndpointClaims(redis))
+    late_budgets = LateBudgets(running=admission.running, counters=counters, store=key_store, zone=zone)
+    catalog.on_changes = lambda changes: late_budgets.follow(changes, catalog.current)
     failover = Failover(
         providers=providers,
         balancer=balancer,

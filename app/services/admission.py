@@ -107,7 +107,7 @@ class Admission:
         """
         model = await self._admit(model, meter, catalog)
         meter.is_admitted = True
-        self.running.add(meter.request_id)
+        self.running.add(meter.request_id, meter)
         if meter.call.is_stream:
             self.checkpoints.add(meter)
         try:

@@ -7,15 +7,19 @@ dropped from memory before the new revision counts as seen. A catalog that canno
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from app.domain.catalog import EMPTY, Catalog
 from app.exceptions import DependencyUnavailable
 from app.services.identities import Identities
-from app.storage.ports import CatalogStore
+from app.storage.ports import CatalogStore, ConfigChange
 from app.telemetry import CONFIG_FAILING, CONFIG_LAG_SECONDS, CONFIG_REVISION, logger
 
 POLL_S = 1.0
+
+
+async def _nobody(_: Sequence[ConfigChange]) -> None:
+    """Is told of changes, and does nothing."""
 
 
 class CatalogFollower:
@@ -30,6 +34,8 @@ class CatalogFollower:
         self._refreshing = asyncio.Lock()
         self._unpriced: set[str] = set()
         """Models without a price that the log already names."""
+        self.on_changes: Callable[[Sequence[ConfigChange]], Awaitable[None]] = _nobody
+        """Is told of what changed, once it holds here. What it raises has the changes taken over again at the next look."""
         self.current: Catalog = EMPTY
         self.loaded = asyncio.Event()
 
@@ -78,6 +84,7 @@ class CatalogFollower:
             self._identities.forget(change.kind, change.ref)
         if any(change.kind in ("catalog", "secret_key") for change in changes):
             self._swap(await self._store.load())
+        await self.on_changes(changes)
         self._seen = max(change.revision for change in changes)
         CONFIG_REVISION.set(self._seen)
         for change in changes:

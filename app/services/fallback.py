@@ -145,6 +145,15 @@ class FallbackCounters:
         self._recovering.forget(kept)
         return True
 
+    async def join(self, call_id: str, claims: Sequence[BudgetClaim]) -> None:
+        """While the store is away a call that runs has what it had."""
+        if not self._back.is_set():
+            return
+        try:
+            await self._recovering.join(call_id, claims)
+        except CounterStoreAway:
+            self._note_away()
+
     async def checkpoint(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Raises: CounterStoreAway; nobody waits for it."""
         if not self._back.is_set():

@@ -151,6 +151,19 @@ class RecoveringCounters:
         self._closed(call_id)
         await self._shared.release(call_id)
 
+    async def join(self, call_id: str, claims: Sequence[BudgetClaim]) -> None:
+        held = self._open.get(call_id)
+        if held is None:
+            return
+        reservation, admitted = held
+        amount = admitted.budgets[0].claim.amount_nanousd if admitted.budgets else None
+        joined = [claim if amount is None else replace(claim, amount_nanousd=amount) for claim in claims]
+        self._open[call_id] = (
+            replace(reservation, budgets=(*reservation.budgets, *joined)),
+            replace(admitted, budgets=(*admitted.budgets, *(_untouched(claim) for claim in joined))),
+        )
+        await self._shared.join(call_id, joined)
+
     async def checkpoint(self, checkpoints: Sequence[Checkpoint]) -> None:
         self._checkpoints.update((each.call_id, each) for each in checkpoints if each.call_id in self._open)
         await self._shared.checkpoint(checkpoints)
@@ -320,6 +333,10 @@ async def _each(items: Iterable[Item], work: Callable[[Item], Awaitable[None]]) 
         for result in results:
             if isinstance(result, BaseException):
                 raise result
+
+
+def _untouched(claim: BudgetClaim) -> BudgetState:
+    return BudgetState(claim, NanoUsd(0), NanoUsd(0))
 
 
 def _order(position: str) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator
 
+from app.domain.call import Meter
 from app.exceptions import GatewayError
 
 
@@ -14,14 +15,18 @@ class RunningCalls:
 
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[object] | None] = {}
+        self._meters: dict[str, Meter] = {}
         self._ended: dict[str, GatewayError] = {}
 
-    def add(self, call_id: str) -> None:
+    def add(self, call_id: str, meter: Meter | None = None) -> None:
         """The current task makes this call."""
         self._tasks[call_id] = asyncio.current_task()
+        if meter is not None:
+            self._meters[call_id] = meter
 
     def discard(self, call_id: str) -> None:
         self._tasks.pop(call_id, None)
+        self._meters.pop(call_id, None)
 
     def end(self, call_ids: Iterable[str], why: GatewayError) -> int:
         """Cancel these calls, where they still run; each is billed and recorded as what it came to. Returns how many.
@@ -46,6 +51,11 @@ class RunningCalls:
 
     def __contains__(self, call_id: str) -> bool:
         return call_id in self._tasks
+
+    @property
+    def meters(self) -> list[Meter]:
+        """As they are now; some may have ended by the time the next await is over."""
+        return list(self._meters.values())
 
     def __len__(self) -> int:
         return len(self._tasks)

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Protocol
 
-from app.domain.budget import NO_NEED, BudgetClaim, BudgetState, Need
+from app.domain.budget import NO_NEED, Budget, BudgetClaim, BudgetState, Need
 from app.domain.catalog import Catalog
 from app.domain.identity import App, Identity, User
-from app.domain.limits import Claim, ClaimState
+from app.domain.limits import Claim, ClaimState, Scope
 from app.domain.money import NanoUsd
 from app.domain.record import CallContent, CallRecord
 
@@ -104,6 +104,10 @@ class Counters(Protocol):
 
     async def grow(self, call_id: str, output_tokens: int) -> int:
         """Reserve for so many output tokens in all. Returns how many are reserved for now: fewer, where there is no more money."""
+        ...
+
+    async def join(self, call_id: str, claims: Sequence[BudgetClaim]) -> None:
+        """Let a running call hold these budgets too, whatever they can pay for; those it holds already are left alone."""
         ...
 
     async def checkpoint(self, checkpoints: Sequence[Checkpoint]) -> None:
@@ -299,6 +303,12 @@ class KeyStore(Protocol):
 class KeysById(Protocol):
     async def identity_of_key_id(self, key_id: str) -> Identity | None:
         """As `KeyStore.identity_of_key`, for an administrator who acts as the key without its secret."""
+        ...
+
+
+class BudgetStore(Protocol):
+    async def budgets_of(self, scope: Scope, holder: str) -> tuple[Budget, ...]:
+        """The budgets of a user, key or app."""
         ...
 
 

@@ -42,6 +42,7 @@ EPOCH = Script.load("epoch")
 SETTLE = Script.load("settle")
 EXPIRE = Script.load("expire")
 GROW = Script.load("grow")
+JOIN = Script.load("join")
 MAY_SEED = Script.load("may_seed")
 REASSERT = Script.load("reassert")
 RENEW = Script.load("renew")
@@ -133,6 +134,10 @@ class RedisCounters:
     async def grow(self, call_id: str, output_tokens: int) -> int:
         granted: int = await self._redis.run(GROW, [CALL_PREFIX + call_id], [output_tokens])
         return max(0, granted)
+
+    async def join(self, call_id: str, claims: Sequence[BudgetClaim]) -> None:
+        packed = _pack([_packed_budget(claim, claim.amount_nanousd) for claim in claims])
+        await self._redis.run(JOIN, [CALL_PREFIX + call_id], [packed])
 
     async def checkpoint(self, checkpoints: Sequence[Checkpoint]) -> None:
         for start in range(0, len(checkpoints), CHECKPOINTS_AT_ONCE):

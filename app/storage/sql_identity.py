@@ -28,10 +28,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.clock import Clock
 from app.database import QUICK_S, transaction
+from app.domain.budget import Budget
 from app.domain.identity import App, Identity, Key, KeyStatus, LogContent, PaymentStatus, User
+from app.domain.limits import Scope
 from app.models.tables import app_secrets, apps, budgets, former_credentials, keys, limits, users
 from app.storage.ports import RegisteredApp, StoredSecret
 from app.storage.sql_rows import (
+    HOLDER_COLUMN,
     AnyRow,
     budgets_from_json,
     budgets_json,
@@ -145,6 +148,13 @@ class SqlKeyStore:
         async with transaction(self._engine, within_s=QUICK_S) as connection:
             row = (await connection.execute(_by_id, {"key_id": key_id})).one_or_none()
         return None if row is None else identity_of(row)
+
+    async def budgets_of(self, scope: Scope, holder: str) -> tuple[Budget, ...]:
+        if scope is Scope.KEY and not is_uuid(holder):
+            return ()
+        held = budgets.c[HOLDER_COLUMN[scope]] == holder
+        async with transaction(self._engine, within_s=QUICK_S) as connection:
+            return budgets_from_json((await connection.execute(select(budgets_json(held)))).scalar_one())
 
     async def mark_expired(self, user_oid: str) -> None:
         """Only while the row still says so: a renewal that came in between must not be undone."""

@@ -415,6 +415,25 @@ class CountersConformance:
         assert budget is not None
         assert (budget.spent_nanousd, budget.reserved_nanousd) == (9, USD // 2)
 
+    @pytest.mark.parametrize("is_seeded_first", [True, False])
+    async def test_a_budget_made_while_a_call_runs_pays_for_it(self, counters: Counters, is_seeded_first: bool) -> None:
+        late = money(0, hard=None, holder="late")
+        await counters.seed(money(0), NanoUsd(0))
+        await counters.admit(reservation("run", money(400, lost=150)))
+        if is_seeded_first:
+            await counters.seed(late, NanoUsd(7))
+        for _ in range(2):
+            await counters.join("run", [replace(late, amount_nanousd=NanoUsd(999)), money(400)])
+        if not is_seeded_first:
+            await counters.seed(late, NanoUsd(7))
+
+        states = await counters.budget_states([money(0), late])
+        assert [(state.spent_nanousd, state.reserved_nanousd) for state in states if state] == [(0, 400), (7, 400)]
+        await counters.settle(settlement("run", cost=30))
+        await counters.join("run", [money(1)])  # too late: it has ended
+        states = await counters.budget_states([money(0), late])
+        assert [(state.spent_nanousd, state.reserved_nanousd) for state in states if state] == [(30, 0), (37, 0)]
+
     async def test_settlements_append_their_records_in_order_until_they_are_confirmed(
         self, counters: Counters, sink: UsageSink
     ) -> None:

@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.domain.limits import Scope
 from app.storage.ports import KeyStore
 from app.storage.sql_identity import SqlKeyStore
 from tests.kit.clock import ManualClock
@@ -41,3 +42,15 @@ async def test_an_identity_is_one_statement(engine: AsyncEngine, keys: KeyStore,
     event.listen(engine.sync_engine, "before_cursor_execute", lambda *arguments: seen.append(arguments[2]))
     await keys.identity_of_key(DIGEST)
     assert len(seen) == 1
+
+
+async def test_the_budgets_of_a_holder_are_found_by_its_id(
+    engine: AsyncEngine, plant: Planter, clock: ManualClock
+) -> None:
+    store = SqlKeyStore(engine, clock=clock, zone=ZoneInfo("UTC"))
+    await plant.user(RICH_USER)
+    await plant.key(RICH_KEY, owner=RICH_USER.oid, digest=DIGEST)
+    assert await store.budgets_of(Scope.KEY, RICH_KEY.id) == RICH_KEY.budgets
+    assert await store.budgets_of(Scope.USER, RICH_USER.oid) == RICH_USER.budgets
+    assert await store.budgets_of(Scope.APP, "nobody") == ()
+    assert await store.budgets_of(Scope.KEY, "no uuid") == ()
