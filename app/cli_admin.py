@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import ExitStack, asynccontextmanager
-from datetime import date
+from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -39,6 +40,7 @@ def register(cli: typer.Typer) -> None:
         "create-admin": create_admin,
         "erase-user-content": erase_user_content,
         "rotate-secret-key": rotate_secret_key,
+        "import-litellm": import_from_litellm,
         "add-model": add_model,
         "add-endpoint": add_endpoint,
     }
@@ -208,6 +210,35 @@ def rotate_secret_key(as_json: Json = False) -> None:
         _say(ResealedView.of(done), "\n".join(lines), as_json)
 
     _run(run)
+
+
+def import_from_litellm(
+    config: Annotated[Path, typer.Argument(help="The proxy's config.yaml.", exists=True, dir_okay=False)],
+    tables: Annotated[
+        list[Path] | None,
+        typer.Option(help="An export of its database, JSON or CSV; repeat for more.", exists=True, dir_okay=False),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be created, and create nothing.")] = False,
+    resolve_env: Annotated[
+        bool, typer.Option("--resolve-env", help="Take os.environ/… from this process's environment.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Create a LiteLLM proxy's models, endpoints, users, keys, limits and budgets here. To repeat it creates nothing twice."""
+    from app.import_litellm.command import import_litellm, planned, told
+
+    plan = planned(config, tables or [], now=datetime.now(UTC), resolves_env=resolve_env)
+    failed = 0
+
+    async def run(services: Container) -> None:
+        nonlocal failed
+        report = await import_litellm(services, plan, is_dry=dry_run)
+        failed = report.failed
+        typer.echo(told(report, as_json=as_json))
+
+    _run(run)
+    if failed:
+        raise typer.Exit(1)
 
 
 def add_model(

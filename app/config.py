@@ -303,6 +303,11 @@ def require_cluster_settings(settings: Settings) -> None:
             raise SettingsError(f"{name.upper()} is not set. Set it to {_example(name)}.")
 
 
+def environment_variable(name: str) -> str | None:
+    """A variable that is no setting of ours, for an import whose operator asked for it."""
+    return os.environ.get(name)
+
+
 def export_settings(**values: str) -> None:
     """Put settings into this process's environment, for its workers and for the next `load_settings`."""
     os.environ.update(values)

@@ -213,6 +213,7 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         egress=egress,
         has_bootstrap_token=admin_token is not None,
         default_user=default_user(settings),
+        older_peppers=older_peppers,
     )
     grace_days = settings.payment_grace_days
     user_expiry = UserExpiry(users=commands.users, clock=clock, zone=zone, grace_days=grace_days)

@@ -83,7 +83,7 @@ class KeyCommands:
         made = new_key(self.pepper)
         async with self.commands.opened(actor) as command:
             await existing_user(command.tx, spec.user_oid)
-            spec = await _checked_key(command.tx, spec)
+            spec = await checked_key(command.tx, spec)
             row = _key_row(new_id(), spec, made, command.now)
             await command.tx.insert_key(row.id, spec, _stored(made), command.now)
             await command.audit("key.create", row.id, after=spec)
@@ -96,7 +96,7 @@ class KeyCommands:
         async with self.commands.opened(actor) as command:
             row = await _existing_key(command.tx, key_id)
             require_version(row.spec, expected)
-            spec = await _checked_key(command.tx, replace(row.spec, **changes))
+            spec = await checked_key(command.tx, replace(row.spec, **changes))
             await command.tx.update_key(key_id, spec, command.now)
             await command.audit("key.update", key_id, before=row.spec, after=spec)
             await command.announce("key", key_id)
@@ -150,7 +150,7 @@ async def _existing_key(reader: ManagementReader, key_id: str) -> KeyRow:
     return row
 
 
-async def _checked_key(reader: ManagementReader, spec: KeySpec) -> KeySpec:
+async def checked_key(reader: ManagementReader, spec: KeySpec) -> KeySpec:
     require_text(spec.name, "name")
     require_texts(spec.allowed_models, "allowed_models")
     require_limits(spec.limits or ())

@@ -21,6 +21,7 @@ from app.domain.egress import EgressPolicy
 from app.services.command import Commands, Publish
 from app.services.manage_access import AdminCommands, AppCommands, KeyCommands
 from app.services.manage_catalog import EndpointCommands, ModelCommands
+from app.services.manage_imports import ImportCommands
 from app.services.manage_users import NO_DEFAULTS, UserCommands
 from app.services.secret_key import SecretKeyCommands, SecretKeys
 from app.storage.management_ports import ManagementStore, Sealer, UserSpec
@@ -37,6 +38,7 @@ class Management:
     endpoints: EndpointCommands
     admins: AdminCommands
     secret_key: SecretKeyCommands
+    imports: ImportCommands
 
 
 def open_management(
@@ -50,6 +52,7 @@ def open_management(
     egress: EgressPolicy,
     has_bootstrap_token: bool,
     default_user: UserSpec = NO_DEFAULTS,
+    older_peppers: tuple[bytes, ...] = (),
 ) -> Management:
     """Wire the commands. `publish(revision, kind, ref)` tells other processes of a committed change and may fail."""
     commands = Commands(store, clock, publish)
@@ -61,4 +64,5 @@ def open_management(
         endpoints=EndpointCommands(commands, sealer, egress),
         admins=AdminCommands(commands, pepper, has_bootstrap_token),
         secret_key=SecretKeyCommands(commands, sealer, secret_keys),
+        imports=ImportCommands(commands, (pepper, *older_peppers)),
     )

@@ -248,6 +248,11 @@ class SqlKeys:
         rows = [_key_row(row) for row in await self.connection.execute(statement)]
         return sorted_page_of(rows, query, _KEY_ORDERS, lambda row: row.id)
 
+    async def has_key_with_digest(self, digests: Sequence[bytes]) -> bool:
+        return (
+            await self.connection.execute(select(keys.c.id).where(keys.c.digest.in_(digests)).limit(1))
+        ).scalar() is not None
+
     async def insert_key(self, key_id: str, spec: KeySpec, credential: Credential, at: datetime) -> None:
         values = {**_key_values(spec), **_credential_values(credential), "id": key_id}
         await self.connection.execute(insert(keys).values(**values, created_at=at, updated_at=at))
