@@ -112,6 +112,8 @@ class Settings(BaseSettings):
     log_content_max_bytes: int = Field(256 * 1024, ge=0, examples=["262144"])
     log_content_mask_secrets: bool = Field(True, examples=["true"])
     audit_anchor: str = Field("", max_length=2048, examples=["/var/log/antigravity/audit-anchors"])
+    otel_exporter_otlp_endpoint: str = Field("", max_length=2048, examples=["http://otel-collector:4318"])
+    otel_service_name: str = Field("antigravity-llm-gateway", min_length=1, max_length=200, examples=["antigravity"])
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", examples=["INFO"])
 
     # Alerts
@@ -194,7 +196,7 @@ class Settings(BaseSettings):
             raise ValueError("is not an https URL")
         return value
 
-    @field_validator("alert_webhook_url")
+    @field_validator("alert_webhook_url", "otel_exporter_otlp_endpoint")
     @classmethod
     def _webhook(cls, value: str) -> str:
         if not value:

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import ssl
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -460,6 +461,7 @@ async def running(process: Process, departure: Departure) -> AsyncIterator[None]
         closing.push_async_callback(process.tokenizer.close)
         await closing.enter_async_context(process.redis.pumping())
         closing.enter_context(watched(process))
+        closing.enter_context(await traced_where_asked(container.settings))
         with suppress(DependencyUnavailable):
             process.secret_keys.require_known(await process.secret_key_store.belongs_to())
         async with asyncio.TaskGroup() as group:
@@ -491,6 +493,17 @@ def departure_of(container: Container) -> Departure:
         delay_s=settings.shutdown_delay_seconds,
         grace_s=settings.shutdown_grace_seconds,
     )
+
+
+async def traced_where_asked(settings: Settings) -> AbstractContextManager[None]:
+    """Traces, where somebody is to be told of them; otherwise nothing of theirs is even imported."""
+    if not settings.otel_exporter_otlp_endpoint:
+        return nullcontext()
+    tracing = await asyncio.to_thread(importlib.import_module, "app.tracing")
+    opened: AbstractContextManager[None] = tracing.traced(
+        settings.otel_exporter_otlp_endpoint, settings.otel_service_name
+    )
+    return opened
 
 
 def watched(process: Process) -> Watchdog:

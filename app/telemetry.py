@@ -11,7 +11,9 @@ name. The line of a call is written on the hot path, so it is encoded directly; 
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -20,6 +22,7 @@ import structlog
 
 from app import __version__
 from app.domain.call import Meter
+from app.domain.trace import RANDOM_BYTES, TraceContext, trace_of
 from app.exceptions import GatewayError, LimitReached
 from app.instruments import OTHER, Registry
 
@@ -128,6 +131,7 @@ BUILD = metrics.gauge("gateway_build_info", "1; the label says which version.", 
 BUILD.set(1, __version__)
 PROCESSES.set(1)
 _shown_models: dict[str, str] = {}
+_traces: Callable[[Meter], None] | None = None
 
 
 def shown_model(name: str | None) -> str:
@@ -146,6 +150,21 @@ def call_ended(meter: Meter) -> None:
     """Count a finished call, and write its line. Raises nothing: no call may fail because of what is told about it."""
     _count(meter)
     log_call(meter)
+    if _traces is not None:
+        _traces(meter)
+
+
+def tell_traces(of: Callable[[Meter], None] | None) -> None:
+    """From now on this is told of every finished call (`app.tracing`); None: nobody is."""
+    global _traces  # noqa: PLW0603 - set once, when a process begins and ends
+    _traces = of
+
+
+def begins_trace(traceparent: bytes | None) -> TraceContext | None:
+    """Where a call stands in a trace; None where nobody would know what to do with it, which costs nothing."""
+    if _traces is None and traceparent is None:
+        return None
+    return trace_of(traceparent, os.urandom(RANDOM_BYTES))
 
 
 def error_answered(error: GatewayError) -> None:
@@ -198,6 +217,8 @@ class CallLine(msgspec.Struct, frozen=True, omit_defaults=True):
     key_id: str | None = None
     app_id: str | None = None
     client_request_id: str | None = None
+    trace_id: str | None = None
+    span_id: str | None = None
     endpoint_id: str | None = None
     provider: str | None = None
     error_code: str | None = None
@@ -231,6 +252,8 @@ def log_call(meter: Meter) -> None:
         key_id=identity.key.id if identity.key else None,
         app_id=identity.app.id if identity.app else None,
         client_request_id=meter.client_request_id,
+        trace_id=meter.trace.trace_id if meter.trace else None,
+        span_id=meter.trace.span_id if meter.trace else None,
         endpoint_id=meter.endpoint.id if meter.endpoint else None,
         provider=str(meter.endpoint.provider) if meter.endpoint else None,
         error_code=meter.error_code,

@@ -16,6 +16,7 @@ from app.domain.limits import ClaimState
 from app.domain.media import NO_MEDIA, Media
 from app.domain.money import NanoUsd
 from app.domain.pricing import Cost, Price, Usage
+from app.domain.trace import TraceContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +172,8 @@ class Meter:
     is_admitted: bool = False
     is_settled: bool = False
     """True once the record was handed over together with the settlement."""
+    trace: TraceContext | None = None
+    """Where the call stands in a trace, where traces are sent or its caller has named one."""
     answer_body: bytearray | None = None
     """The answer as delivered, kept only where content is logged."""
 

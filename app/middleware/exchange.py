@@ -30,7 +30,9 @@ CREDENTIAL_HEADERS = frozenset({b"authorization", b"x-api-key", b"api-key"})
 SECRET, APP_ID, USER_OID = b"x-gateway-secret", b"x-app-id", b"x-user-oid"
 APP_HEADERS = frozenset({SECRET, APP_ID, USER_OID})
 READ_HEADERS = (
-    CREDENTIAL_HEADERS | APP_HEADERS | {b"content-length", b"content-type", b"content-encoding", b"x-request-id"}
+    CREDENTIAL_HEADERS
+    | APP_HEADERS
+    | {b"content-length", b"content-type", b"content-encoding", b"x-request-id", b"traceparent"}
 )
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 16 * 1024

@@ -36,15 +36,19 @@ class AnthropicProvider:
         if not isinstance(dialect, MessagesNative):
             return self._translator.opened(call, endpoint, dialect, meter, max_tokens=max_tokens, deadline_s=deadline_s)
         url = f"{endpoint.api_base.rstrip('/').removesuffix('/v1')}/v1{dialect.upstream_path}"
-        outgoing = outgoing_to(url, _headers_for(call, endpoint), call, endpoint, dialect, max_tokens, deadline_s)
+        outgoing = outgoing_to(
+            url, _headers_for(call, endpoint, meter), call, endpoint, dialect, max_tokens, deadline_s
+        )
         return RelayAttempt(self._transport.opened(outgoing), call, dialect, meter, outgoing.deadlines)
 
     async def close(self) -> None:
         """Transport and translator are shared; who made them closes them."""
 
 
-def _headers_for(call: Call, endpoint: Endpoint) -> dict[str, str]:
+def _headers_for(call: Call, endpoint: Endpoint, meter: Meter) -> dict[str, str]:
     headers = {"anthropic-version": VERSION, **dict(call.headers)}
     if endpoint.credential:
         headers["x-api-key"] = endpoint.credential
+    if meter.trace is not None:
+        headers["traceparent"] = meter.trace.traceparent
     return headers

@@ -81,6 +81,8 @@ class OpenAIRelay:
         headers = address.credential(endpoint.credential)
         if isinstance(dialect, Forwarded):
             headers = {**dialect.headers_of(call), **headers}
+        if meter.trace is not None:
+            headers = {**headers, "traceparent": meter.trace.traceparent}
         outgoing = outgoing_to(address.url, headers, call, endpoint, dialect, max_tokens, deadline_s)
         return RelayAttempt(self._transport.opened(outgoing), call, dialect, meter, outgoing.deadlines)
 

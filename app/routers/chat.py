@@ -33,6 +33,7 @@ from app.middleware.gateway import Route
 from app.models.me_schemas import MeView
 from app.models.usage_schemas import ExplainedCallView
 from app.routers.streaming import CallResponse
+from app.telemetry import begins_trace
 
 JSON = [(b"content-type", b"application/json")]
 RECORD_WAIT_S = 2.0
@@ -194,6 +195,7 @@ def _meter(exchange: Exchange, identity: Identity, call: Call, started_s: float)
         call=call,
         created_at=time_of(exchange.request_id),
         started_s=started_s,
+        trace=begins_trace(exchange.headers.get(b"traceparent")),
     )
 
 
