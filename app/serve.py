@@ -10,10 +10,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import secrets
 import signal
+import socket
 import sys
 import threading
 import time
@@ -76,6 +78,7 @@ def serve(*, with_demo_model: bool) -> None:
     try:
         with ExitStack() as running:
             settings = load_settings()
+            listening = running.enter_context(_bound(settings))
             kept = None
             if not settings.database_url and not settings.redis_url:
                 settings, kept = _embed(settings, running)
@@ -88,7 +91,7 @@ def serve(*, with_demo_model: bool) -> None:
                 kept.keep(settings.data_dir)
             model = upstream.model if upstream else None
             threading.Thread(target=_announce, args=(settings, kept, model), daemon=True).start()
-            _run_uvicorn(settings)
+            _run_uvicorn(settings, listening)
     except (SettingsError, EmbeddedError, DemoServerError, GatewayError) as error:
         sys.exit(f"The gateway does not start: {error}")
     except KeyboardInterrupt:
@@ -143,7 +146,28 @@ async def _prepare(settings: Settings, upstream: DemoUpstream | None) -> str | N
         await process.engine.dispose()
 
 
-def _run_uvicorn(settings: Settings) -> None:
+def _bound(settings: Settings) -> socket.socket:
+    """The socket to listen on, claimed before anything is started: another gateway's readiness must not be taken for ours.
+
+    Raises: SettingsError when the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    claimed = socket.socket(family)
+    claimed.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    claimed.set_inheritable(True)
+    try:
+        claimed.bind((settings.host, settings.port))
+    except OSError as error:
+        claimed.close()
+        name, example = ("PORT", "PORT=8001") if error.errno == errno.EADDRINUSE else ("HOST", "HOST=0.0.0.0")
+        reason = (error.strerror or str(error)).lower()
+        raise SettingsError(
+            f"{name}: {settings.host}:{settings.port} cannot be used ({reason}). Example: {example}"
+        ) from None
+    return claimed
+
+
+def _run_uvicorn(settings: Settings, listening: socket.socket) -> None:
     import uvicorn
     from uvicorn.config import STARTUP_FAILURE
     from uvicorn.supervisors import Multiprocess
@@ -179,10 +203,10 @@ def _run_uvicorn(settings: Settings) -> None:
         h11_max_incomplete_event_size=64 * 1024,
     )
     if settings.workers > 1:
-        Workers(config, sockets=[config.bind_socket()]).run()
+        Workers(config, sockets=[listening]).run()
         return
     server = uvicorn.Server(config)
-    server.run()
+    server.run(sockets=[listening])
     if not server.started:
         sys.exit(STARTUP_FAILURE)
 
@@ -204,7 +228,7 @@ def _announce(settings: Settings, kept: Secrets | None, demo_model: str | None) 
 
 
 def _banner(base: str, settings: Settings, kept: Secrets | None, demo_model: str | None) -> list[str]:
-    lines = ["", "Antigravity LLM Gateway is ready.", f"  API            {base}/v1"]
+    lines = ["", "Antigravity LLM Gateway is ready.", f"  API            {base}/v1", f"  Dashboard      {base}/admin/"]
     if settings.docs_enabled:
         lines.append(f"  Documentation  {base}/docs")
     lines.append(f"  Health         {base}/health")

@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -293,3 +294,20 @@ async def test_a_setting_that_cannot_be_used_stops_the_start_with_one_line(lapto
     assert line.startswith("The gateway does not start: WORKERS ")
     assert not laptop.data_dir.exists(), "nothing was made before the settings were read"
     shutil.rmtree(wrong.folder)
+
+
+async def test_a_port_that_is_taken_ends_the_start_with_one_line_and_starts_nothing(laptop: Laptop) -> None:
+    """Another gateway that answers there must not be taken for this one."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        laptop.data_dir.parent.mkdir(exist_ok=True)
+        finished = await laptop.run(
+            "env", "HOST=127.0.0.1", f"PORT={port}", sys.executable, "-m", "app", "serve", cwd=REPO_ROOT
+        )
+    (line,) = finished.stderr.strip().splitlines()
+    assert finished.status == 1
+    assert (
+        line
+        == f"The gateway does not start: PORT: 127.0.0.1:{port} cannot be used (address already in use). Example: PORT=8001"
+    )
+    assert not laptop.data_dir.exists()
