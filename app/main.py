@@ -233,8 +233,17 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         accepts_imported=settings.accept_litellm_keys,
     )
     prices = PriceMap.installed()
+    tls_by_host = private_authorities(settings)
+    transport = Transport(egress, tls_by_host=tls_by_host)
+    webhook = webhook_of(settings, transport, clock)
     endpoint_events = SqlEndpointEvents(engine)
-    events = EndpointEvents(store=endpoint_events, news=RedisEndpointNews(redis), clock=clock, process_id=process_id)
+    events = EndpointEvents(
+        store=endpoint_events,
+        news=RedisEndpointNews(redis),
+        clock=clock,
+        process_id=process_id,
+        webhook=webhook,
+    )
     balancer = LoadBalancer(
         clock, chance=random, on_change=events.changed, max_in_flight=settings.endpoint_max_in_flight
     )
@@ -243,8 +252,6 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         identities=identities,
         on_swap=balancer.follow,
     )
-    tls_by_host = private_authorities(settings)
-    transport = Transport(egress, tls_by_host=tls_by_host)
 
     def with_litellm() -> Preparable:
         """Its adapter brings aiohttp along, and LiteLLM itself a moment later: only where an endpoint needs them."""
@@ -259,7 +266,7 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         ProviderKind.ANTHROPIC: AnthropicProvider(transport, litellm),
         ProviderKind.DEMO: DemoProvider(clock=clock),
     }
-    webhook, alert_store = webhook_of(settings, transport, clock), SqlAlertStore(engine)
+    alert_store = SqlAlertStore(engine)
     budget_alerts = Alerts(store=alert_store, clock=clock, zone=zone, webhook=webhook)
     presence = RedisPresence(redis, process_id=process_id, version=__version__)
     usage_log = UsageLog(
@@ -536,6 +543,7 @@ def chores(process: Process) -> list[Chore]:
         Chore("endpoint-news", process.events.send),
         Chore("endpoint-ears", lambda: process.events.listen(container.endpoint_care.heard)),
         Chore("endpoint-events", process.events.write, after=loaded),
+        Chore("endpoint-alerts", process.events.alert),
         Chore("endpoint-limits", process.limits.hold, every_s=HOLD_EVERY_S),
         Chore("overload", container.overload.watch),
         Chore("checks", process.checks.run, after=loaded),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, Field
 
 from app.domain.alerts import LimitSide, Sent
@@ -10,6 +12,7 @@ from app.domain.limits import Scope
 from app.domain.money import nano_to_usd
 from app.models.schemas import Moment
 from app.storage.alert_ports import AlertRow, DeliveryState
+from app.storage.endpoint_ports import EndpointEvent
 
 
 class DeliveryView(BaseModel):
@@ -23,9 +26,33 @@ class DeliveryView(BaseModel):
     last_error: str | None = Field(examples=["connect_failed"])
 
 
+class EndpointAlertView(BaseModel):
+    """An endpoint's provider does not take our credential any more: told once a day and credential, to the webhook too."""
+
+    type: Literal["endpoint_credential_refused"] = "endpoint_credential_refused"
+    id: str
+    at: Moment
+    endpoint_id: str
+    model: str
+    upstream_status: int | None = Field(examples=[401])
+    message: str | None = Field(description="The upstream's own words, cleaned.")
+
+    @classmethod
+    def of(cls, event: EndpointEvent) -> EndpointAlertView:
+        return cls(
+            id=event.id,
+            at=event.at,
+            endpoint_id=event.endpoint_id,
+            model=event.model,
+            upstream_status=event.upstream_status,
+            message=event.message,
+        )
+
+
 class AlertView(BaseModel):
     """One threshold of a budget, passed in one period."""
 
+    type: Literal["budget_threshold"] = "budget_threshold"
     id: str = Field(description="The webhook carries the same one, in every repeat.")
     at: Moment
     scope: Scope

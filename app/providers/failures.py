@@ -25,6 +25,7 @@ from app.exceptions import (
     UpstreamTimeout,
     UpstreamTruncated,
 )
+from app.providers.rate_limits import reset_s
 from app.providers.transport import ExchangeFailed
 
 MAX_RETRY_AFTER_S = 300.0
@@ -50,6 +51,9 @@ def of_status(
 ) -> AttemptFailed:
     """The failure behind a status that is not 2xx, or behind an error object that names (or stands for) that status."""
     retry_after_s = read_retry_after(headers, now=now) if headers else None
+    if retry_after_s is None and headers and status == 429:
+        whole_again_s = reset_s(headers, now=now)
+        retry_after_s = None if whole_again_s is None else min(whole_again_s, MAX_RETRY_AFTER_S)
     is_caller_fault = _is_caller_fault(status, problem)
     return AttemptFailed(
         kind=FailureKind.ANSWER_BEGUN if has_begun else FailureKind.NO_ANSWER,

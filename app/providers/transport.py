@@ -48,7 +48,8 @@ comes at no more than this per round trip to the upstream."""
 IDLE_CONNECTION_S = 20.0
 """Below every common server's own keep-alive, so that it is rarely the upstream who closes first."""
 DNS_TTL_S = 30
-_DNS_THREADS = 4
+_DNS_THREADS = 16
+"""Made as they are needed. A host whose name server is slow keeps one busy: it takes many such hosts to hold up the rest."""
 _MAX_KNOWN = 4096
 """URLs and host names remembered."""
 _NEXT_ADDRESS_S = 0.25
@@ -505,17 +506,31 @@ class GuardedResolver:
         self._policy = policy
         self._threads: ThreadPoolExecutor | None = None
         self._known: dict[tuple[str, int], tuple[float, list[AddressInfo]]] = {}
+        self._under_way: dict[tuple[str, int], asyncio.Task[list[AddressInfo]]] = {}
 
     async def addresses(self, host: str, port: int) -> list[AddressInfo]:
         """From memory for `DNS_TTL_S`. Raises: OSError, AddressBlocked."""
         known = self._known.get((host, port))
         if known is not None and known[0] > monotonic():
             return known[1]
-        found = await self.looked_up(host, port, socket.AF_UNSPEC)
+        found = await self._shared_look(host, port)
         if len(self._known) >= _MAX_KNOWN:
             self._known.clear()
         self._known[host, port] = (monotonic() + DNS_TTL_S, found)
         return found
+
+    async def _shared_look(self, host: str, port: int) -> list[AddressInfo]:
+        """One lookup of a host at a time, however many wait for it or have given up: a slow name server takes one thread a host."""
+        look = self._under_way.get((host, port))
+        if look is None:
+            look = self._under_way[host, port] = asyncio.ensure_future(self.looked_up(host, port, socket.AF_UNSPEC))
+            look.add_done_callback(partial(self._looked, (host, port)))
+        return await asyncio.shield(look)
+
+    def _looked(self, place: tuple[str, int], look: asyncio.Task[list[AddressInfo]]) -> None:
+        self._under_way.pop(place, None)
+        if not look.cancelled():
+            look.exception()  # whoever still waits has it; that nobody does is no fault
 
     async def looked_up(self, host: str, port: int, family: int) -> list[AddressInfo]:
         """Raises: OSError, AddressBlocked."""
@@ -531,5 +546,7 @@ class GuardedResolver:
         return allowed
 
     def close(self) -> None:
+        for look in self._under_way.values():
+            look.cancel()
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)

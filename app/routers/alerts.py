@@ -6,9 +6,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from app.models.alert_schemas import AlertTestView, AlertView
+from app.models.alert_schemas import AlertTestView, AlertView, EndpointAlertView
 from app.models.schemas import PageView
 from app.routers.deps import Caller, Services, admin_router
+from app.storage.keyset import encode_cursor
 from app.storage.management_ports import AuditEntry
 
 alerts = admin_router("alerts", "Alerts")
@@ -20,10 +21,18 @@ async def list_alerts(
     services: Services,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=600)] = None,
-) -> PageView[AlertView]:
-    """Budgets that have passed 50, 80 or 100 % of a hard limit, or a soft limit: once per period. Newest first."""
-    page = await services.alerts.page(limit=limit, cursor=cursor)
-    return PageView(items=[AlertView.of(row) for row in page.items], next_cursor=page.next_cursor)
+) -> PageView[AlertView | EndpointAlertView]:
+    """Budgets that have passed 50, 80 or 100 % of a hard limit, or a soft limit, once per period; endpoints whose credential is
+    refused, once a day. Newest first."""
+    budgets = await services.alerts.page(limit=limit, cursor=cursor)
+    endpoints = await services.endpoint_care.alerts(limit=limit, cursor=cursor)
+    found: list[AlertView | EndpointAlertView] = [AlertView.of(row) for row in budgets.items]
+    found += [EndpointAlertView.of(event) for event in endpoints.items]
+    found.sort(key=lambda alert: (alert.at, alert.id), reverse=True)
+    # Both lists are in one order by time and id, so the place of the last one shown is a place in either.
+    has_more = len(found) > limit or budgets.next_cursor is not None or endpoints.next_cursor is not None
+    shown = found[:limit]
+    return PageView(items=shown, next_cursor=encode_cursor(shown[-1].at, shown[-1].id) if has_more else None)
 
 
 @alerts.post("/test")

@@ -97,6 +97,11 @@ class EndpointCare:
             await self._commands.get(endpoint_id)  # 404 for what never was
         return page
 
+    async def alerts(self, *, limit: int, cursor: str | None) -> Page[EndpointEvent]:
+        """What somebody has to act upon, of all endpoints, newest first."""
+        await self._events.write_once()
+        return await self._store.alerts(limit=limit, cursor=cursor)
+
     async def reset(self, actor: Actor, endpoint_id: str) -> EndpointRow:
         """Forget, in every process, that the endpoint failed: the next call may go there."""
         row = await self._commands.reset(actor, endpoint_id)

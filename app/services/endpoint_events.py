@@ -21,9 +21,11 @@ from uuid import uuid4
 import msgspec
 
 from app.clock import Clock
+from app.domain.alerts import rfc3339
 from app.domain.breaker import BreakerState, Change, Fault
 from app.exceptions import DependencyUnavailable
 from app.services.live_endpoint import LiveEndpoint, Mishap
+from app.storage.alert_ports import WebhookSender
 from app.storage.endpoint_ports import EndpointEvent, EndpointEventStore, EndpointNews, EventKind
 from app.telemetry import logger
 
@@ -31,6 +33,9 @@ MAX_KEPT: Final = 10_000
 """Events that wait for PostgreSQL; beyond it the oldest are dropped. An hour of a very bad day."""
 MAX_UNSENT: Final = 1_000
 BATCH: Final = 200
+MAX_ALERTS: Final = 100
+ALERT_PAUSES_S: Final = (0.0, 1.0, 5.0, 30.0, 120.0)
+"""Before each sending of one alert: a receiver that restarts is back by then."""
 KEPT: Final = timedelta(days=90)
 """A season: long enough to compare an outage with the one before."""
 QUIET_S: Final = 1.0
@@ -56,7 +61,18 @@ _decode = msgspec.json.Decoder(News).decode
 
 
 class EndpointEvents:
-    def __init__(self, *, store: EndpointEventStore, news: EndpointNews, clock: Clock, process_id: str) -> None:
+    def __init__(
+        self,
+        *,
+        store: EndpointEventStore,
+        news: EndpointNews,
+        clock: Clock,
+        process_id: str,
+        webhook: WebhookSender | None = None,
+    ) -> None:
+        """`webhook` is sent what somebody has to act upon."""
+        self._webhook = webhook
+        self._alerts: asyncio.Queue[EndpointEvent] = asyncio.Queue(MAX_ALERTS)
         self._store = store
         self._news = news
         self._clock = clock
@@ -201,11 +217,37 @@ class EndpointEvents:
                     model=event.model,
                     upstream_status=event.upstream_status,
                 )
+                if self._webhook is not None and not self._alerts.full():
+                    self._alerts.put_nowait(event)
         for event in batch:
             if self._kept and self._kept[0] is event:
                 self._kept.popleft()
         if not self._kept:
             self._has_kept.clear()
 
+    async def alert(self) -> None:
+        """Send the webhook what somebody has to act upon, for ever: a few times each; it stays in the list of alerts whatever comes."""
+        while True:
+            event = await self._alerts.get()
+            for pause_s in ALERT_PAUSES_S:
+                await self._clock.sleep(pause_s)
+                if self._webhook is None or (await self._webhook.send(event.id, _alert_body(event))).is_delivered:
+                    break
+
     async def forget_old(self) -> int:
         return await self._store.forget_before(self._clock.now() - KEPT)
+
+
+def _alert_body(event: EndpointEvent) -> bytes:
+    """The same bytes for the same alert, however often they are sent."""
+    return _encode(
+        {
+            "type": "endpoint_credential_refused",
+            "id": event.id,
+            "at": rfc3339(event.at),
+            "endpoint_id": event.endpoint_id,
+            "model": event.model,
+            "upstream_status": event.upstream_status,
+            "message": event.message,
+        }
+    )

@@ -176,15 +176,10 @@ class Failover:
                     continue
                 claim = claimed
             tried += (endpoint.id,)
-            obstacle = self._obstacle(endpoint, meter)
+            obstacle = await self._obstacle(endpoint, model, meter, claim)
             if obstacle is not None:
                 meter.candidates[-1] = Candidate(endpoint.id, obstacle)
-                if claim is not None:
-                    await self._limits.free(claim, meter)
                 continue
-            if not await self._is_paid_for(model, meter):
-                meter.candidates[-1] = Candidate(endpoint.id, "no money left after a failed attempt")
-                break
             left -= 1
             try:
                 return await self._attempted(dialect, endpoint, model, meter, claim)
@@ -214,12 +209,26 @@ class Failover:
             del meter.candidates[notes:]
         return endpoint
 
-    def _obstacle(self, endpoint: Endpoint, meter: Meter) -> str | None:
-        """Why the call may not be sent (again), if it may not."""
-        now_s = self._clock.monotonic()
+    async def _obstacle(
+        self, endpoint: Endpoint, model: Model, meter: Meter, claim: EndpointClaim | None
+    ) -> str | None:
+        """Why the call may not be sent (again), if it may not; what it has claimed of the endpoint is then free again."""
         if not meter.attempts:
-            self._retries.called(now_s)
+            self._retries.called(self._clock.monotonic())
             return None
+        obstacle: str | None = "not sent"
+        try:
+            obstacle = self._bound(endpoint, meter)
+            if obstacle is None and not await self._is_paid_for(model, meter):
+                obstacle = "no money left after a failed attempt"
+        finally:
+            if obstacle is not None and claim is not None:
+                await self._limits.free(claim, meter)
+        return obstacle
+
+    def _bound(self, endpoint: Endpoint, meter: Meter) -> str | None:
+        """Which bound on asking again the call has reached, if it has."""
+        now_s = self._clock.monotonic()
         if now_s >= meter.started_s + endpoint.timeouts.total_s:
             return "no time left"
         if not meter.attempts[-1].is_free and not self._retries.may_retry(now_s):
@@ -237,11 +246,11 @@ class Failover:
         """One attempt, until its answer begins. Raises: AttemptFailed."""
         balancer = self._balancer
         live = balancer.live(endpoint)
-        exchange = self._exchange(dialect, endpoint, meter)
         attempt = self._begin(endpoint, meter)
         ticket = balancer.begin(live)
         began_s = self._clock.monotonic()
         try:
+            exchange = self._exchange(dialect, endpoint, meter)
             answer = await exchange.__aenter__()
         except AttemptFailed as failure:
             self._failed(attempt, live, ticket, failure, meter)

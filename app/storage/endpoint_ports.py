@@ -58,6 +58,10 @@ class EndpointEventStore(Protocol):
         """Newest first."""
         ...
 
+    async def alerts(self, *, limit: int, cursor: str | None) -> Page[EndpointEvent]:
+        """Those that somebody has to act upon, of all endpoints, newest first."""
+        ...
+
     async def forget_before(self, moment: datetime) -> int: ...
 
 

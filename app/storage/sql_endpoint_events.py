@@ -39,6 +39,13 @@ class SqlEndpointEvents:
             rows = [_event(row) for row in await connection.execute(statement)]
         return page_of(rows, limit, lambda event: (event.at, event.id))
 
+    async def alerts(self, *, limit: int, cursor: str | None) -> Page[EndpointEvent]:
+        wanted = select(endpoint_events).where(endpoint_events.c.once.is_not(None))
+        statement = after(wanted, cursor, endpoint_events.c.at, endpoint_events.c.id, limit)
+        async with transaction(self._engine) as connection:
+            rows = [_event(row) for row in await connection.execute(statement)]
+        return page_of(rows, limit, lambda event: (event.at, event.id))
+
     async def forget_before(self, moment: datetime) -> int:
         async with transaction(self._engine) as connection:
             gone = await connection.execute(delete(endpoint_events).where(endpoint_events.c.at < moment))

@@ -185,6 +185,9 @@ async def test_a_refused_credential_is_not_the_callers_and_is_told_once(house: H
     assert "sk-upstream-key" not in str(events)
     assert "127.0.0.1" not in str(events)
 
+    alerts = (await house.admin("GET", "alerts?limit=200", expect=200))["items"]
+    (alert,) = [each for each in alerts if each.get("endpoint_id") == opened["id"]]
+    assert (alert["type"], alert["model"], alert["upstream_status"]) == ("endpoint_credential_refused", model, 401)
     await house.admin("PATCH", f"endpoints/{opened['id']}", {"api_key": "sk-a-better-key-of-the-tests"}, expect=200)
     assert (await house.admin("GET", f"endpoints/{opened['id']}", expect=200))["state"] == "closed"
 
