@@ -529,7 +529,7 @@ def chores(process: Process) -> list[Chore]:
     return [
         Chore("configuration", lambda: follow(process)),
         Chore("presence", lambda: process.presence.report(container.catalog.revision), every_s=2.0, after=loaded),
-        Chore("messages", lambda: process.signals.listen(container.catalog.poke)),
+        Chore("messages", lambda: process.signals.listen(container.catalog.heard)),
         Chore("leases", admission.renew_leases, every_s=settings.reservation_lease_seconds / 3),
         Chore("checkpoints", admission.checkpoints.write, every_s=LOOK_EVERY_S),
         Chore("reaper", lambda: process.counters.expire_leases(500), every_s=2.0, is_elected=True),

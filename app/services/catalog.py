@@ -52,6 +52,12 @@ class CatalogFollower:
         """A message says that something changed."""
         self._wakeup.set()
 
+    def heard(self, kind: str, ref: str) -> None:
+        """A message says what changed: it is dropped from memory at once, and all else is asked for."""
+        if kind:
+            self._identities.forget(kind, ref)
+        self.poke()
+
     async def load(self) -> None:
         """Load the catalog as it stands. Raises: DependencyUnavailable."""
         catalog = await self._store.load()

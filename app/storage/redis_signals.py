@@ -44,21 +44,33 @@ class RedisSignals:
         """Tell every process that something changed. A message that is lost is made good by their polling."""
         try:
             async with self._redis.bounded() as redis:
-                await redis.publish(CHANGED, str(revision))
+                await redis.publish(CHANGED, f"{revision} {kind} {ref}")
         except DependencyUnavailable:
             return
 
-    async def listen(self, on_change: Callable[[], None]) -> None:
-        """Call `on_change` for every message, until the connection breaks (then raise DependencyUnavailable)."""
+    async def listen(self, on_change: Callable[[str, str], None]) -> None:
+        """Call `on_change` with the kind and the id of what changed (empty: unknown), until the connection breaks.
+
+        Raises: DependencyUnavailable, then.
+        """
         pubsub = self._redis.redis.pubsub(ignore_subscribe_messages=True)
         try:
             await pubsub.subscribe(CHANGED)
-            on_change()  # what was told before we listened
+            on_change("", "")  # what was told before we listened
             while True:
-                if await pubsub.get_message(timeout=LISTEN_TIMEOUT_S) is not None:
-                    on_change()
+                message = await pubsub.get_message(timeout=LISTEN_TIMEOUT_S)
+                if message is not None:
+                    on_change(*_told(message["data"]))
         except (RedisError, OSError) as error:
             raise DependencyUnavailable("counter store") from error
         finally:
             async with asyncio.timeout(1.0):
                 await pubsub.aclose()  # type: ignore[no-untyped-call]
+
+
+def _told(message: bytes | str) -> tuple[str, str]:
+    """The kind and the id; a message of a version before holds the revision alone."""
+    text = message.decode("utf-8", "replace") if isinstance(message, bytes) else message
+    _, _, change = text.partition(" ")
+    kind, _, ref = change.partition(" ")
+    return kind, ref

@@ -270,3 +270,16 @@ async def test_the_follower_outlives_an_absence_of_the_store(house: House, monke
 
         assert house.names() == ["first", "second"]
         assert not task.done()
+
+
+async def test_what_a_message_names_is_dropped_at_once_also_while_the_database_is_slow(house: House) -> None:
+    await house.follower.load()
+    key = await house.known_key("alice")
+    other = await house.known_key("bob")
+    house.keys.look_ups = 0
+
+    house.follower.heard("user", "alice")
+    for each in (key, other):
+        await house.identities.of_key(each.secret, address=None)
+
+    assert house.keys.look_ups == 1
