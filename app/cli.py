@@ -66,11 +66,13 @@ def list_tables() -> None:
 def diagnose_keys(
     key: Annotated[str | None, typer.Option(help="One key, by its secret.")] = None,
     id: Annotated[str | None, typer.Option(help="One key, by its id.")] = None,
+    app: Annotated[str | None, typer.Option(help="A registered app, by its id.")] = None,
+    user: Annotated[str | None, typer.Option(help="The user that the app would name.")] = None,
 ) -> None:
-    """Keys with owner, status, limits and spend, and why a request with one would be refused now."""
+    """Keys with owner, status, limits and spend, and why a request with one (or of an app) would be refused now."""
     from app.diagnostics import diagnose_keys as run
 
-    raise typer.Exit(run(key=key, key_id=id))
+    raise typer.Exit(run(key=key, key_id=id, app_id=app, user_oid=user))
 
 
 @cli.command()

@@ -37,6 +37,9 @@ def register(cli: typer.Typer) -> None:
         "list-keys": list_keys,
         "revoke-key": revoke_key,
         "create-app": create_app,
+        "list-apps": list_apps,
+        "rotate-app-secret": rotate_app_secret,
+        "switch-app": switch_app,
         "create-admin": create_admin,
         "erase-user-content": erase_user_content,
         "rotate-secret-key": rotate_secret_key,
@@ -147,18 +150,72 @@ def create_app(
     name: Annotated[str, typer.Option()] = "",
     models: Models = None,
     auto_create_users: Annotated[bool, typer.Option(help="Create users it names for the first time.")] = False,
+    own_secret_only: Annotated[bool, typer.Option(help="Do not take GATEWAY_SHARED_SECRET from it.")] = False,
+    networks: Annotated[
+        list[str] | None, typer.Option("--network", help="An address or network it calls from; repeat for more.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Register an internal application and print its secret, once."""
     from app.models.schemas import AppCreate, AppCreated
 
     body = _checked(
-        AppCreate, app_id=app_id, name=name, allowed_models=models or ["*"], auto_create_users=auto_create_users
+        AppCreate,
+        app_id=app_id,
+        name=name,
+        allowed_models=models or ["*"],
+        auto_create_users=auto_create_users,
+        own_secret_only=own_secret_only,
+        allowed_networks=networks or [],
     )
 
     async def run(services: Container) -> None:
         row, secret = await services.management.apps.create(_actor(), body.spec())
         _say(AppCreated.with_secret(row, secret), secret, as_json)
+
+    _run(run)
+
+
+def list_apps(limit: Annotated[int, typer.Option(min=1, max=200)] = 50, as_json: Json = False) -> None:
+    """The newest apps, one a line: id, whether it is active, the end of its newest secret, name."""
+    from app.models.schemas import AppView
+    from app.storage.management_ports import ListQuery
+
+    async def run(services: Container) -> None:
+        for row in (await services.management.apps.page(ListQuery(limit=limit))).items:
+            spec = row.spec
+            state = "active" if spec.is_active else "inactive"
+            _say(AppView.of(row), f"{spec.app_id}  {state:8}  …{row.secret_last4 or ''}  {spec.name}", as_json)
+
+    _run(run)
+
+
+def rotate_app_secret(
+    app_id: Annotated[str, typer.Argument(help="As list-apps shows it.")],
+    grace_seconds: Annotated[int, typer.Option(help="How long the old one stays valid.", min=0, max=2_592_000)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Give an app a new secret and print it, once."""
+    from app.models.schemas import AppCreated
+
+    async def run(services: Container) -> None:
+        row, secret = await services.management.apps.rotate_secret(_actor(), app_id, grace_s=grace_seconds)
+        _say(AppCreated.with_secret(row, secret), secret, as_json)
+
+    _run(run)
+
+
+def switch_app(
+    app_id: Annotated[str, typer.Argument(help="As list-apps shows it.")],
+    active: Annotated[bool, typer.Option("--on/--off", help="Whether it may call.")],
+    as_json: Json = False,
+) -> None:
+    """Let an app call, or refuse it from now on."""
+    from app.models.schemas import AppView
+
+    async def run(services: Container) -> None:
+        row = await services.management.apps.patch(_actor(), app_id, {"is_active": active})
+        _say(AppView.of(row), f"App {app_id} is {'active' if active else 'inactive'}.", as_json)
 
     _run(run)
 

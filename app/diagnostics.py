@@ -10,16 +10,17 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, date, datetime, tzinfo
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from app.clock import SystemClock
 from app.config import Settings, load_settings
 from app.database import Engine, open_engine
 from app.domain.budget import BudgetClaim, BudgetState, budget_claims_for
-from app.domain.identity import Identity, require_may_call
+from app.domain.identity import OID_PATTERN, Identity, PaymentStatus, User, payment_day, require_may_call
 from app.domain.limits import Claim, ClaimState, Limit, LimitKind, Scope, TokenNeed, claims_for
 from app.domain.money import NanoUsd, nano_to_usd
 from app.embedded import EmbeddedError, EmbeddedServers, running_servers
@@ -40,6 +41,7 @@ from app.storage.sql_diagnostics import (
     newest_keys,
     table_sizes,
 )
+from app.storage.sql_identity import SqlKeyStore
 from app.storage.sql_partitions import NotTheOwner
 from app.storage.sql_usage import SqlUsageStore
 
@@ -100,12 +102,16 @@ def list_tables() -> int:
     return command_over(run)
 
 
-def diagnose_keys(*, key: str | None = None, key_id: str | None = None) -> int:
-    """Show keys (one, or the newest) with what they may and why a request with them would be refused now."""
+def diagnose_keys(
+    *, key: str | None = None, key_id: str | None = None, app_id: str | None = None, user_oid: str | None = None
+) -> int:
+    """Show keys (one, or the newest), or an app that calls for a user, with what they may and why they would be refused now."""
 
     async def run(target: Target, console: Console) -> int:
         async with engine_of(target) as engine, _counters(target) as counters:
             question = Question(engine, SqlUsageStore(engine), counters, target, datetime.now(target.zone))
+            if app_id is not None:
+                return await print_app(question, app_id, user_oid or "", console)
             if key is not None:
                 digest = digest_of(key, pepper_of(target.secret_key)) if target.secret_key else None
                 if not target.secret_key:
@@ -195,6 +201,10 @@ class Question:
     target: Target
     now: datetime
 
+    @property
+    def payment_day(self) -> date:
+        return payment_day(self.now, self.target.zone, self.target.settings.payment_grace_days)
+
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
@@ -237,13 +247,16 @@ async def diagnose(question: Question, found: KeyFound) -> Diagnosis:
 
 
 def _claims(question: Question, identity: Identity) -> tuple[list[Claim], list[BudgetClaim]]:
-    user, key = identity.user, identity.key
+    user, key, app = identity.user, identity.key, identity.app
     claims = claims_for(Scope.USER, user.oid, user.limits, need=ONE_TOKEN)
     holders = [(Scope.USER, user.oid, user.budgets)]
     if key is not None:
         own = question.target.default_limits if key.limits is None else key.limits
         claims += claims_for(Scope.KEY, key.id, own, need=ONE_TOKEN)
         holders.append((Scope.KEY, key.id, key.budgets))
+    if app is not None:
+        claims += claims_for(Scope.APP, app.id, app.limits, need=ONE_TOKEN)
+        holders.append((Scope.APP, app.id, app.budgets))
     budgets = [
         claim
         for scope, holder, held in holders
@@ -258,7 +271,7 @@ def _refused_as_such(identity: Identity, question: Question) -> Iterator[str]:
     networks = identity.allowed_networks
     address = str(networks[0].network_address) if networks else None
     try:
-        require_may_call(identity, now=question.now, today=question.now.date(), address=address)
+        require_may_call(identity, now=question.now, today=question.payment_day, address=address)
     except InvalidApiKey as error:
         is_revoked = identity.key is not None and identity.key.status == "revoked"
         yield f"The key {'is revoked' if is_revoked else 'has expired'}. ({error.status} {error.code})"
@@ -326,6 +339,39 @@ def _row(diagnosis: Diagnosis) -> tuple[str, ...]:
     )
 
 
+async def print_app(question: Question, app_id: str, user_oid: str, console: Console) -> int:
+    """An app, and what a call of it for this user would meet; the secret is shown to nobody, so it is taken for right."""
+    target = question.target
+    store = SqlKeyStore(question.engine, clock=SystemClock(), zone=target.zone)
+    found = await store.registered_app(app_id, user_oid)
+    if found is None:
+        console.print("There is no such app. (401 invalid_api_key)")
+        return 1
+    secrets = [each for each in found.secrets if each.ends_at is None or each.ends_at > question.now]
+    shared = bool(target.settings.gateway_shared_secret.get_secret_value()) and not found.own_secret_only
+    taken = f"{len(secrets)} of its own{' and GATEWAY_SHARED_SECRET' if shared else ''}"
+    console.print(
+        Text(f"App {app_id}: {'active' if found.app.is_active else 'inactive'}; secrets that it takes: {taken}.")
+    )
+    if not secrets and not shared:
+        console.print("Every secret would be refused: rotate it. (401 invalid_api_key)")
+    if found.user is None:
+        console.print(Text(_of_unknown_user(user_oid, may_create=found.may_create_users)))
+    user = found.user or User(user_oid or "(any)", PaymentStatus.ACTIVE, None)
+    as_called = KeyFound(Identity(user, app=found.app), app_id, f"app {app_id} for", None, None)
+    return await print_one_key(question, as_called, console)
+
+
+def _of_unknown_user(user_oid: str, *, may_create: bool) -> str:
+    if not user_oid:
+        return "No user is named (--user): what follows is true of one who is active and has no limits."
+    if not OID_PATTERN.fullmatch(user_oid):
+        return "This user's id is malformed: 1 to 200 visible ASCII characters without spaces. (400 invalid_request)"
+    if may_create:
+        return f"There is no user {user_oid} yet: the first call creates one."
+    return f"There is no user {user_oid}, and the app may not create users. (403 user_unknown)"
+
+
 async def print_one_key(question: Question, found: KeyFound | None, console: Console) -> int:
     if found is None:
         console.print("There is no such key. (401 invalid_api_key)")
@@ -336,25 +382,34 @@ async def print_one_key(question: Question, found: KeyFound | None, console: Con
         shown.add_row(name, Text(value))
     console.print(shown)
     if diagnosis.refusals:
-        console.print("A request with this key would be refused now:")
+        console.print(f"A request with this {_credential(found)} would be refused now:")
         for refusal in diagnosis.refusals:
             console.print(Text(f"  - {refusal}"))
     else:
-        console.print("A request with this key would be served now.")
+        console.print(f"A request with this {_credential(found)} would be served now.")
     for note in diagnosis.notes:
         console.print(Text(note))
     return 0
 
 
+def _credential(found: KeyFound) -> str:
+    return "app" if found.identity.app is not None else "key"
+
+
 def _facts(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
     found, user, key = diagnosis.found, diagnosis.found.identity.user, diagnosis.found.identity.key
-    yield "key", f"{found.shown_as} {found.name}".rstrip()
+    app = found.identity.app
+    if app is not None:
+        yield "app", f"{app.id}, {'active' if app.is_active else 'inactive'}"
+        yield "models", ", ".join(sorted(app.allowed_models)) or "none"
+    else:
+        yield "key", f"{found.shown_as} {found.name}".rstrip()
     if key is not None:
         yield "id", key.id
         yield "status", f"{key.status}, {f'expires {_time(key.expires_at)}' if key.expires_at else 'no end'}"
         yield "models", ", ".join(sorted(key.allowed_models)) or "none"
         yield "overflow", str(key.overflow.mode)
-    yield "last used", _time(found.last_used_at) if found.last_used_at else "never"
+        yield "last used", _time(found.last_used_at) if found.last_used_at else "never"
     yield "owner", f"{user.oid} {found.email or ''}".rstrip()
     until = f"paid until {user.payment_valid_until}" if user.payment_valid_until else "no end"
     yield "payment", f"{user.payment_status}, {until}"

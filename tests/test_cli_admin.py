@@ -62,6 +62,22 @@ def test_a_revoked_key_is_listed_as_revoked() -> None:
     assert json.loads(_run("list-keys", "--user-oid", "u", "--json"))["status"] == "revoked"
 
 
+def test_an_app_is_listed_rotated_and_switched_off() -> None:
+    first = _run("create-app", "crm", "--own-secret-only", "--network", "10.0.0.0/8").strip()
+    second = json.loads(_run("rotate-app-secret", "crm", "--grace-seconds", "60", "--json"))
+    _run("switch-app", "crm", "--off")
+
+    (line,) = _run("list-apps").splitlines()
+    shown = json.loads(_run("list-apps", "--json"))
+    assert (shown["is_active"], shown["own_secret_only"], shown["allowed_networks"]) == (False, True, ["10.0.0.0/8"])
+    assert "inactive" in line
+    assert second["secret"] != first
+    assert not [secret for secret in (first, second["secret"]) if secret in line]
+    assert "active" in _run("switch-app", "crm", "--on")
+    with pytest.raises(NotFound):
+        _run("switch-app", "erp", "--off")
+
+
 def test_what_the_api_refuses_is_refused_here_with_one_line() -> None:
     _run("create-user", "u")
     _run("add-model", "m")

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -20,11 +21,12 @@ from app.database import transaction
 from app.diagnostics import Question, Target, diagnose
 from app.domain.budget import Budget, PeriodKind
 from app.domain.catalog import Model
-from app.domain.identity import Key, KeyStatus, PaymentStatus, User
+from app.domain.identity import App, Key, KeyStatus, PaymentStatus, User
 from app.domain.limits import Limit, LimitKind
 from app.domain.money import NanoUsd
 from app.models.tables import SCHEMA_REVISION
 from app.services.api_key import new_key, pepper_of
+from app.storage.ports import RegisteredApp, StoredSecret
 from app.storage.sql_diagnostics import key_with_id, table_sizes
 from app.storage.sql_usage import SqlUsageStore
 from tests.storage.planting import SqlPlanter
@@ -34,6 +36,7 @@ ROOT = Path(__file__).parents[2]
 SECRET_KEY = "a-secret-key-for-the-diagnostics-long-enough"
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 USER = User("user-1", PaymentStatus.ACTIVE, None)
+APP = App("crm", is_active=True, allowed_models=frozenset({"*"}))
 KEY = Key(KEY_A, KeyStatus.ACTIVE, None, frozenset({"*"}))
 
 
@@ -156,6 +159,48 @@ async def test_a_key_is_found_by_its_secret_and_its_secret_is_not_shown(
         assert "user_suspended" in said
         assert "60 requests per 60 s" in said
         assert made.secret not in said
+
+
+@pytest.mark.parametrize(
+    ("app", "user", "settings", "expected"),
+    [
+        ({}, "user-1", {}, "would be served now"),
+        ({"app": replace(APP, is_active=False)}, "user-1", {}, "403 app_inactive"),
+        ({"app": replace(APP, allowed_networks=(ip_network("10.0.0.0/8"),))}, "user-1", {}, "403 ip_not_allowed"),
+        (
+            {"app": replace(APP, budgets=(Budget(PeriodKind.DAILY, None, NanoUsd(0)),))},
+            "user-1",
+            {},
+            "budget of $0 is spent",
+        ),
+        ({"app": replace(APP, allowed_models=frozenset({"other"}))}, "user-1", {}, "403 model_not_allowed"),
+        ({}, "late", {}, "403 payment_expired"),
+        ({}, "nobody", {}, "403 user_unknown"),
+        ({"may_create_users": True}, "nobody", {}, "the first call creates one"),
+        ({}, "a b", {}, "400 invalid_request"),
+        ({"secrets": ()}, "user-1", {}, "Every secret would be refused"),
+        ({"secrets": ()}, "user-1", {"GATEWAY_SHARED_SECRET": "s" * 40}, "and GATEWAY_SHARED_SECRET"),
+        (None, "user-1", {}, "401 invalid_api_key"),
+    ],
+)
+async def test_why_an_app_would_be_refused_is_named(
+    database: str,
+    plant: SqlPlanter,
+    tmp_path: Path,
+    app: dict[str, Any] | None,
+    user: str,
+    settings: dict[str, str],
+    expected: str,
+) -> None:
+    await plant.user(USER)
+    await plant.user(replace(USER, oid="late", payment_status=PaymentStatus.EXPIRED))
+    if app is not None:
+        await plant.app(replace(RegisteredApp(APP, (StoredSecret(b"d", None),), False, False, None), **app))
+    settings = {"DATABASE_URL": database, "SECRET_KEY": SECRET_KEY, **settings}
+
+    _, said = await script("diagnose_keys", "--app", "crm", "--user", user, folder=tmp_path, **settings)
+
+    assert expected in said, said
 
 
 @pytest.mark.parametrize("arguments", [["--key", "sk-nonsense"], ["--id", "no uuid"], ["--id", KEY_A]])
