@@ -652,6 +652,7 @@ socket.getaddrinfo = spy
 import app.providers.litellm
 assert "litellm" not in sys.modules, "imported by importing"
 from tests.providers.test_litellm import KEY, LOOPBACK, LiteLLMProvider, attempt, endpoint_at
+from tests.providers.test_litellm_families import FAMILIES
 from tests.kit.upstream import ScriptedUpstream
 
 async def main():
@@ -665,10 +666,15 @@ async def main():
             attempt(provider, endpoint_at(upstream, credential=None), stream=True),
         )
         lines = upstream.invoice().lines
+        for family in FAMILIES:
+            for is_stream in (False, True):
+                results.append(await attempt(provider, family.at(upstream), stream=is_stream))
+        families = upstream.invoice().lines[len(lines):]
         print(json.dumps({
             "failures": [str(result.failure) for result in results if result.failure],
             "credentials": sorted(line.credential for line in lines),
-            "headers": [line.headers for line in lines],
+            "headers": [line.headers for line in (*lines, *families)],
+            "paths": [line.path + "?" + line.query for line in families],
             "planted": planted.invoice().connections_accepted,
             "looked_up": looked_up,
             "proxy_server": "litellm.proxy.proxy_server" in sys.modules,
@@ -681,10 +687,17 @@ asyncio.run(main())
 """
 
 
-def test_planted_credentials_addresses_proxies_and_env_files_are_not_used(tmp_path: Path) -> None:
+def test_t043_t149_planted_credentials_addresses_proxies_and_env_files_are_not_used(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("FROM_ENV_FILE=1\nANTHROPIC_API_KEY=sk-planted\n")
     root = Path(__file__).resolve().parents[2]
-    planted = {"OPENAI_API_KEY": "sk-planted", "ANTHROPIC_API_KEY": "sk-planted", "LLM_API_KEY": "ours"}
+    keys = ("OPENAI", "ANTHROPIC", "GEMINI", "GOOGLE", "COHERE", "CO")
+    planted = {f"{name}_API_KEY": "sk-planted" for name in keys} | {"LLM_API_KEY": "ours"}
+    planted |= {
+        "AWS_ACCESS_KEY_ID": "sk-planted",
+        "AWS_SECRET_ACCESS_KEY": "sk-planted",
+        "AWS_SESSION_TOKEN": "sk-planted",
+    }
+    planted |= {"AWS_BEARER_TOKEN_BEDROCK": "sk-planted", "COHERE_API_BASE": "http://127.0.0.1:1"}
     done = subprocess.run(
         [sys.executable, "-c", _ISOLATED],
         cwd=tmp_path,
@@ -699,7 +712,8 @@ def test_planted_credentials_addresses_proxies_and_env_files_are_not_used(tmp_pa
 
     assert told["failures"] == []
     assert told["credentials"] == ["no-key", KEY]
-    assert "sk-planted" not in str(told["headers"])
+    assert "sk-planted" not in str(told["headers"]) + str(told["paths"])
+    assert len(told["paths"]) == 8
     assert told["planted"] == 0
     assert set(told["looked_up"]) <= {"127.0.0.1", "localhost", "None"}
     assert told["proxy_server"] is False

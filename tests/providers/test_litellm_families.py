@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import pytest
 
 from app.domain.call import Quality
 from app.domain.catalog import Endpoint, Timeouts
+from app.domain.egress import EgressPolicy
 from app.domain.pricing import Usage
 from app.exceptions import FailureKind, UpstreamTruncated
 from app.providers.litellm import LiteLLMProvider
@@ -255,3 +257,45 @@ async def test_t079_t080_bombs_and_giants_are_dropped_at_the_cap(
     upstream.script(Scenario(raw_stream=(giant,), raw_whole=True))
     failure = await failed(provider, family.at(upstream), stream=is_stream)
     assert failure.reason in ("event_too_large", "body_too_large", "bad_event")
+
+
+@each_family
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_t117_t118_leaving_closes_the_connection_within_a_second(
+    provider: LiteLLMProvider, upstream: ScriptedUpstream, family: Family, is_stream: bool
+) -> None:
+    upstream.script(Scenario(endless=True, gap_ms=20) if is_stream else Scenario(hang_before_headers=True))
+    task = asyncio.create_task(attempt(provider, family.at(upstream), stream=is_stream))
+    await (upstream.chunks_sent(3) if is_stream else upstream.requests_seen(1))
+
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert (await upstream.settled(timeout_s=1)).lines[0].outcome == "client_hung_up"
+
+
+@each_family
+async def test_t041_a_redirect_is_not_followed(
+    provider: LiteLLMProvider, upstream: ScriptedUpstream, family: Family
+) -> None:
+    async with ScriptedUpstream() as elsewhere:
+        upstream.script(Scenario(redirect_location=f"{elsewhere.base_url}/messages"))
+        for is_stream in (False, True):
+            failure = await failed(provider, family.at(upstream), stream=is_stream)
+            assert (failure.reason, failure.is_endpoint_fault) == ("redirect", True)
+        assert elsewhere.invoice().connections_accepted == 0
+
+
+@each_family
+async def test_t040_the_egress_guard_holds(upstream: ScriptedUpstream, family: Family) -> None:
+    guarded = LiteLLMProvider(EgressPolicy.parse(""))
+    try:
+        for host in ("127.0.0.1", "localhost"):
+            base = f"http://{host}:{upstream.port}{family.path}"
+            for is_stream in (False, True):
+                failure = await failed(guarded, family.at(upstream, api_base=base), stream=is_stream)
+                assert (failure.kind, failure.reason) == (FailureKind.NOTHING_SENT, "endpoint_blocked")
+    finally:
+        await guarded.close()
+    assert upstream.invoice().connections_accepted == 0
