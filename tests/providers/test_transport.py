@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import threading
 from asyncio import AbstractEventLoopPolicy, DefaultEventLoopPolicy
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import pytest
 import uvloop
@@ -476,6 +478,32 @@ async def test_t040_the_address_that_was_checked_is_the_one_that_is_dialled(
     assert (await failure(transport, post(f"http://rebind.test:{upstream.port}/v1"))).is_blocked
     await transport.close()
     assert upstream.invoice().connections_accepted == 1
+
+
+async def test_t106_a_slow_name_is_asked_for_once_and_holds_up_nobody_else(
+    upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, asked, gate = socket.getaddrinfo, list[str](), threading.Event()
+
+    def resolved(host: str, *rest: Any, **named: Any) -> Any:
+        asked.append(host)
+        if host == "slow.test":
+            gate.wait(20)
+        return real("127.0.0.1", *rest, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    transport = Transport(LAPTOP)
+    slow, quick = (f"http://{name}.test:{upstream.port}/v1/chat/completions" for name in ("slow", "quick"))
+    waiting = [asyncio.create_task(failure(transport, post(slow, connect_s=0.3))) for _ in range(30)]
+    await asyncio.sleep(0)
+    began = monotonic()
+    assert b'"choices"' in await fetched(transport, post(quick))
+    assert monotonic() - began < 5
+    assert {(await each).reason for each in waiting} == {"connect_timeout"}
+    assert asked.count("slow.test") == 1
+    gate.set()
+    assert b'"choices"' in await fetched(transport, post(slow))
+    await transport.close()
 
 
 # ── TLS ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
