@@ -10,13 +10,13 @@ import msgspec
 
 from app.container import Container
 from app.dialects.base import Dialect
+from app.dialects.chat_from_input import ChatFromInput
 from app.dialects.completions import Completions
 from app.dialects.embeddings import Embeddings
 from app.dialects.envelope import with_model
 from app.dialects.images import Images
 from app.dialects.messages import Messages
 from app.dialects.moderations import Moderations
-from app.dialects.openai_chat import OpenAIChat
 from app.dialects.openai_errors import error_body
 from app.dialects.rerank import Rerank
 from app.dialects.responses import Responses
@@ -41,7 +41,7 @@ RECORD_WAIT_S = 2.0
 RECORD_POLL_S = 0.05
 
 MESSAGES = Messages()
-OF_AZURE: tuple[Dialect, ...] = (OpenAIChat(), Completions(), Embeddings(), Images(), Speech())
+OF_AZURE: tuple[Dialect, ...] = (ChatFromInput(), Completions(), Embeddings(), Images(), Speech())
 DIALECTS: tuple[Dialect, ...] = (*OF_AZURE, Responses(), MESSAGES, Moderations(), Rerank())
 OF_FORMS: tuple[Transcriptions, ...] = (Transcriptions(), Translations())
 OF_DEPLOYMENTS: Mapping[str, Dialect] = {dialect.upstream_path: dialect for dialect in OF_AZURE}

@@ -276,4 +276,60 @@ USAGES = (
     ),
 )
 
-VECTORS = FRAMING + CONTENT + USAGES
+TRANSFORMERS_HEAD = (
+    b'{"id":"5c0e52f1-7f5b-4d3f-9f0a-0f0f0f0f0f0f","created":1764000000,"model":"/models/tiny-llama@main",'
+    b'"object":"chat.completion.chunk","choices":[{'
+)
+TRANSFORMERS = (
+    TRANSFORMERS_HEAD + b'"delta":{"role":"assistant"},"index":0}]}',
+    TRANSFORMERS_HEAD + b'"delta":{"content":"Hel"},"index":0}]}',
+    TRANSFORMERS_HEAD + b'"delta":{"content":"lo"},"index":0}]}',
+    TRANSFORMERS_HEAD + b'"delta":{},"finish_reason":"length","index":0}],"usage":' + PLAIN_JSON.encode() + b"}",
+)
+VLLM_HEAD = (
+    b'{"id":"chatcmpl-9d2","object":"chat.completion.chunk","created":1764000000,"model":"Qwen/Qwen3-8B","choices":['
+)
+VLLM = (
+    VLLM_HEAD + b'{"index":0,"delta":{"role":"assistant","content":"","reasoning_content":null},"logprobs":null,'
+    b'"finish_reason":null}],"prompt_token_ids":null}',
+    VLLM_HEAD
+    + b'{"index":0,"delta":{"reasoning_content":"hm"},"logprobs":null,"finish_reason":null,"token_ids":null}]}',
+    VLLM_HEAD + b'{"index":0,"delta":{"content":"yes"},"logprobs":null,"finish_reason":null,"token_ids":null}]}',
+    VLLM_HEAD + b'{"index":0,"delta":{"content":""},"logprobs":null,"finish_reason":"stop","stop_reason":151645}]}',
+)
+VLLM_USAGE = (
+    VLLM_HEAD + b'],"usage":{"prompt_tokens":10,"total_tokens":13,"completion_tokens":3,"prompt_tokens_details":null}}'
+)
+OLLAMA_HEAD = (
+    b'{"id":"chatcmpl-812","object":"chat.completion.chunk","created":1764000000,"model":"llama3.2",'
+    b'"system_fingerprint":"fp_ollama","choices":['
+)
+OLLAMA = (
+    OLLAMA_HEAD + b'{"index":0,"delta":{"role":"assistant","content":"","reasoning":"hm"},"finish_reason":null}]}',
+    OLLAMA_HEAD + b'{"index":0,"delta":{"role":"assistant","content":"yes"},"finish_reason":null}]}',
+    OLLAMA_HEAD + b'{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":"stop"}]}',
+)
+OLLAMA_USAGE = OLLAMA_HEAD + b'],"usage":{"prompt_tokens":10,"completion_tokens":3,"total_tokens":13}}'
+MISTRAL_HEAD = b'{"id":"c7d","object":"chat.completion.chunk","created":1764000000,"model":"mistral-small-latest","choices":[{"index":0,'
+MISTRAL = (
+    MISTRAL_HEAD + b'"delta":{"role":"assistant","content":""},"finish_reason":null}],"p":"abcdef"}',
+    MISTRAL_HEAD + b'"delta":{"content":"yes"},"finish_reason":null}],"p":"abc"}',
+    MISTRAL_HEAD
+    + b'"delta":{"content":"","tool_calls":null},"finish_reason":"stop"}],"usage":'
+    + PLAIN_JSON.encode()
+    + b"}",
+)
+SERVERS = (
+    Vector(
+        "transformers serve: no done marker, usage on the finish, bare ids",
+        wire(*TRANSFORMERS),
+        (*TRANSFORMERS, DONE),
+        PLAIN,
+        finish_reason="length",
+    ),
+    Vector("vLLM with a reasoning model", wire(*VLLM, VLLM_USAGE, DONE), (*VLLM, DONE), PLAIN),
+    Vector("Ollama with a thinking model", wire(*OLLAMA, OLLAMA_USAGE, DONE), (*OLLAMA, DONE), PLAIN),
+    same("Mistral: usage on the finish, padding beside", (*MISTRAL, DONE), usage=PLAIN),
+)
+
+VECTORS = FRAMING + CONTENT + USAGES + SERVERS

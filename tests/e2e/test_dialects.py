@@ -307,3 +307,19 @@ async def test_what_only_some_endpoints_offer_is_refused_by_the_others_without_b
     )
     answer = await post(house, await house.key(), "/v1/moderations", {"model": model, "input": "x"})
     assert (answer.status, error_of(answer)["code"]) == (400, "invalid_request")
+
+
+async def test_chat_may_be_asked_for_with_input_as_cursor_does(house: House) -> None:
+    key, model = await house.key(), await house.model()
+    request = request_bytes(
+        "POST",
+        "/v1/chat/completions",
+        headers={"Authorization": f"Bearer {key}"},
+        json_body={"model": model, "input": [{"role": "user", "content": "hi"}], "stream": True},
+    )
+    async with SseStream.opened(house.gateway.port, request) as stream:
+        events = await stream.rest()
+
+    assert events[-1].is_done_marker
+    assert json.loads(events[0].data)["object"] == "chat.completion.chunk"
+    assert (await sent_body(house, model))["messages"] == [{"role": "user", "content": "hi"}]
