@@ -12,6 +12,7 @@ from app.services.admin_sessions import AdminSessions, SessionCookie
 from app.services.admission import Admission
 from app.services.alerts import Alerts
 from app.services.call_content import CallContents
+from app.services.call_repeats import CallRepeats
 from app.services.catalog import CatalogFollower
 from app.services.chat import Chat
 from app.services.endpoint_care import EndpointCare
@@ -48,6 +49,7 @@ class Container:
     audit: AuditStore
     call_contents: CallContents
     repeats: Repeats
+    call_repeats: CallRepeats
     reports: ReportStore
     usage: UsageStore
     alerts: Alerts

@@ -68,6 +68,7 @@ from app.services.audit_anchor import EVERY_S as ANCHOR_EVERY_S
 from app.services.audit_anchor import AuditAnchors, Keep
 from app.services.bootstrap import FirstModel, bootstrap
 from app.services.call_content import CallContents
+from app.services.call_repeats import CallRepeats
 from app.services.catalog import CatalogFollower
 from app.services.chat import Chat
 from app.services.checkpoints import LOOK_EVERY_S
@@ -105,6 +106,7 @@ from app.storage.redis_counters import RedisCounters, RedisUsageSink
 from app.storage.redis_endpoint_claims import RedisEndpointClaims
 from app.storage.redis_endpoint_news import RedisEndpointNews
 from app.storage.redis_presence import RedisPresence
+from app.storage.redis_repeats import RedisCallRepeats
 from app.storage.redis_signals import RedisElection, RedisSignals
 from app.storage.retention import Retention, keep_partitions
 from app.storage.sealing import Sealer
@@ -361,6 +363,7 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         call_contents=CallContents(reports, ledger, audit, clock),
         reports=reports,
         repeats=Repeats(SqlRepeats(engine), sealer, clock),
+        call_repeats=CallRepeats(store=RedisCallRepeats(redis), sealer=sealer),
         usage=ledger,
         alerts=budget_alerts,
         standings=Standings(

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from urllib.parse import unquote
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from app.domain.identity import AppCredential
 from app.domain.ids import CLIENT_ID_PATTERN
@@ -32,7 +32,7 @@ APP_HEADERS = frozenset({SECRET, APP_ID, USER_OID})
 READ_HEADERS = (
     CREDENTIAL_HEADERS
     | APP_HEADERS
-    | {b"content-length", b"content-type", b"content-encoding", b"x-request-id", b"traceparent"}
+    | {b"content-length", b"content-type", b"content-encoding", b"x-request-id", b"traceparent", b"idempotency-key"}
 )
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 16 * 1024
@@ -46,6 +46,35 @@ MAX_PASSED_CHARS = 1024
 """Of a header that goes on to an upstream; Anthropic's list of beta features is the longest."""
 MAX_LENGTH_DIGITS = 18
 """No body is a million terabytes long, and Python refuses to read numbers of thousands of digits."""
+
+
+class Recording:
+    """An answer as it is sent. `body` is None once it has grown too large."""
+
+    def __init__(self, send: Send, max_bytes: int) -> None:
+        self._send = send
+        self._left = max_bytes
+        self._parts: list[bytes] | None = []
+        self.status = 0
+        self.headers: Headers = []
+        self.is_whole = False
+
+    async def send(self, message: Message) -> None:
+        await self._send(message)
+        if message["type"] == "http.response.start":
+            self.status, self.headers = message["status"], list(message["headers"])
+            return
+        part: bytes = message.get("body", b"")
+        self._left -= len(part)
+        if self._left < 0:
+            self._parts = None
+        elif self._parts is not None:
+            self._parts.append(part)
+        self.is_whole = not message.get("more_body", False)
+
+    @property
+    def body(self) -> bytes | None:
+        return None if self._parts is None else b"".join(self._parts)
 
 
 class Exchange:
@@ -202,6 +231,12 @@ class Exchange:
             await self.send_last(b"")
         except TimeoutError:
             self.cut_off()
+
+    def recorded(self, max_bytes: int) -> Recording:
+        """Keep what is sent from now on, as far as `max_bytes`."""
+        recording = Recording(self._send, max_bytes)
+        self._send = recording.send
+        return recording
 
     async def start(self, status: int, headers: Headers) -> None:
         self.started = True

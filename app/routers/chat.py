@@ -22,7 +22,7 @@ from app.dialects.rerank import Rerank
 from app.dialects.responses import Responses
 from app.dialects.speech import Speech
 from app.dialects.transcriptions import Transcriptions, Translations
-from app.domain.call import Call, Meter
+from app.domain.call import Call, Meter, Outcome
 from app.domain.catalog import Model
 from app.domain.identity import Identity
 from app.domain.ids import time_of, unix_ms_of
@@ -33,9 +33,12 @@ from app.middleware.gateway import Route
 from app.models.me_schemas import MeView
 from app.models.usage_schemas import ExplainedCallView
 from app.routers.streaming import CallResponse
+from app.services.call_repeats import MAX_ANSWER_BYTES, KeptAnswer
 from app.telemetry import begins_trace
 
 JSON = [(b"content-type", b"application/json")]
+OWN_HEADERS = frozenset({b"x-request-id", b"request-id", b"content-length"})
+"""Of a kept answer: those that are the repeat's own."""
 RECORD_WAIT_S = 2.0
 """A record reaches the ledger some 100 ms after its call; whoever asks sooner is made to wait rather than told "not found"."""
 RECORD_POLL_S = 0.05
@@ -160,7 +163,29 @@ class DataPlane:
         await self._made(exchange, dialect, _meter(exchange, identity, call, started_s))
 
     async def _made(self, exchange: Exchange, dialect: Dialect, meter: Meter) -> None:
-        await CallResponse(self._container.chat, dialect, self._container.catalog.current, meter).send(exchange)
+        response = CallResponse(self._container.chat, dialect, self._container.catalog.current, meter)
+        key = exchange.headers.get(b"idempotency-key")
+        if key is None:
+            await response.send(exchange)
+        else:
+            await self._made_once(exchange, response, meter, key.decode("latin-1"))
+
+    async def _made_once(self, exchange: Exchange, response: CallResponse, meter: Meter, key: str) -> None:
+        """Make a call that its caller may send again, or give the answer that it had."""
+        repeats = self._container.call_repeats
+        claim = await repeats.begun(meter.identity, key, _told(exchange, meter))
+        if isinstance(claim, KeptAnswer):
+            headers = [(name, value) for name, value in claim.headers if name not in OWN_HEADERS]
+            await exchange.send(claim.status, [*headers, (b"idempotency-replayed", b"true")], claim.body or b"")
+            return
+        recording = exchange.recorded(MAX_ANSWER_BYTES)
+        try:
+            await response.send(exchange)
+        finally:
+            if meter.outcome is Outcome.OK and recording.is_whole:
+                await repeats.finish(claim, KeptAnswer(recording.status, recording.headers, recording.body))
+            else:
+                await repeats.forget(claim)
 
     async def _body(self, exchange: Exchange, *, is_form: bool = False) -> bytes:
         settings = self._container.settings
@@ -197,6 +222,12 @@ def _meter(exchange: Exchange, identity: Identity, call: Call, started_s: float)
         started_s=started_s,
         trace=begins_trace(exchange.headers.get(b"traceparent")),
     )
+
+
+def _told(exchange: Exchange, meter: Meter) -> bytes:
+    """What makes two requests the same. A form's boundary is drawn anew each time it is sent, so of forms only the path counts."""
+    is_form = exchange.headers.get(b"content-type", b"").lower().startswith(b"multipart/")
+    return exchange.path.encode("utf-8", "surrogatepass") + b"\n" + (b"" if is_form else meter.call.body)
 
 
 def _is_own(record: CallRecord, identity: Identity) -> bool:

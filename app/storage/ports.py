@@ -246,6 +246,27 @@ class UsageStore(Protocol):
         ...
 
 
+# ── Calls that may be sent again ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class KnownCall:
+    """A call whose `Idempotency-Key` was seen before; without an answer it is under way."""
+
+    digest: bytes
+    sealed: bytes | None = field(repr=False)
+
+
+class CallRepeatStore(Protocol):
+    async def begin(self, name: str, digest: bytes, *, held_ms: int) -> KnownCall | None:
+        """Take the name. What is known of it where somebody has it already."""
+        ...
+
+    async def finish(self, name: str, digest: bytes, sealed: bytes, *, kept_ms: int) -> None: ...
+
+    async def forget(self, name: str) -> None: ...
+
+
 # ── Identities and the catalog ───────────────────────────────────────────────────────────────────────────────────────
 
 
