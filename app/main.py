@@ -227,6 +227,7 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
         clock=clock,
         zone=zone,
         on_expired=user_expiry.noticed,
+        until_stored=user_expiry.stored,
         create_user=commands.users.create_on_sight,
         shared_secret=settings.gateway_shared_secret.get_secret_value(),
         grace_days=grace_days,

@@ -43,8 +43,16 @@ async def identify(*, is_short: bool) -> Ratio:
 
     async def nobody(oid: str, app_id: str) -> None: ...
 
+    async def at_once(oid: str) -> None: ...
+
     identities = Identities(
-        store=_Store(), pepper=PEPPER, clock=SystemClock(), zone=UTC, on_expired=lambda _: None, create_user=nobody
+        store=_Store(),
+        pepper=PEPPER,
+        clock=SystemClock(),
+        zone=UTC,
+        on_expired=lambda _: None,
+        until_stored=at_once,
+        create_user=nobody,
     )
     keys = [new_key(PEPPER).secret for _ in range(1000)]
 

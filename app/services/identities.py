@@ -30,7 +30,14 @@ from app.domain.identity import (
     require_inside,
     require_may_call,
 )
-from app.exceptions import DependencyUnavailable, GatewayError, InvalidApiKey, InvalidRequest, UserUnknown
+from app.exceptions import (
+    DependencyUnavailable,
+    GatewayError,
+    InvalidApiKey,
+    InvalidRequest,
+    PaymentExpired,
+    UserUnknown,
+)
 from app.services.api_key import APP_SECRET_PREFIX, Redigest, digest_of, imported_digest_of, is_same_secret
 from app.services.strangers import Strangers
 from app.storage.ports import KeyStore, RegisteredApp
@@ -62,6 +69,7 @@ class Identities:
         clock: Clock,
         zone: tzinfo,
         on_expired: Callable[[str], None],
+        until_stored: Callable[[str], Awaitable[None]],
         create_user: CreateUser,
         shared_secret: str = "",
         grace_days: int = 0,
@@ -80,6 +88,7 @@ class Identities:
         self._clock = clock
         self._zone = zone
         self._on_expired = on_expired
+        self._until_stored = until_stored
         self._create_user = create_user
         self._strangers = Strangers(clock)
         self._shared_secret = shared_secret
@@ -154,7 +163,11 @@ class Identities:
             identity = await self._loaded(digest, load)
         else:
             self._known.move_to_end(digest)
-        self._require_may_call(identity, address)
+        try:
+            self._require_may_call(identity, address)
+        except PaymentExpired:
+            await self._until_stored(identity.user.oid)
+            raise
         return identity
 
     def _require_may_call(self, identity: Identity, address: str | None) -> None:

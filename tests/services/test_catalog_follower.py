@@ -95,6 +95,10 @@ class FakeKeyStore:
     async def mark_used(self, used: Sequence[tuple[str, datetime]]) -> None: ...
 
 
+async def nothing(_: str) -> None:
+    """Nobody expires here."""
+
+
 class House:
     def __init__(self) -> None:
         self.store = FakeStore()
@@ -105,6 +109,7 @@ class House:
             clock=ManualClock(),
             zone=UTC,
             on_expired=lambda _: None,
+            until_stored=nothing,
             create_user=self.keys.create_user,
         )
         self.swapped: list[Catalog] = []

@@ -92,16 +92,21 @@ class House:
         self.store = FakeKeyStore()
         self.clock = ManualClock()
         self.noticed: list[str] = []
+        self.awaited: list[str] = []
         self.identities = Identities(
             store=self.store,
             pepper=PEPPER,
             clock=self.clock,
             zone=ZoneInfo(zone),
             on_expired=self.noticed.append,
+            until_stored=self.until_stored,
             create_user=self.store.create_user,
             shared_secret=SHARED,
             capacity=capacity,
         )
+
+    async def until_stored(self, user_oid: str) -> None:
+        self.awaited.append(user_oid)
 
     def key(self, identity: Identity | None = None) -> NewKey:
         made = new_key(PEPPER)
@@ -328,7 +333,7 @@ async def test_paid_time_ends_with_its_day_in_the_budgets_zone_also_from_memory(
     with pytest.raises(PaymentExpired):
         await house.call(key)
 
-    assert house.noticed == ["alice"]
+    assert house.noticed == house.awaited == ["alice"]
     assert len(house.store.looked_up) == 1
 
 
@@ -442,6 +447,7 @@ async def test_without_a_shared_secret_nothing_passes_for_it(house: House) -> No
         clock=house.clock,
         zone=UTC,
         on_expired=house.noticed.append,
+        until_stored=house.until_stored,
         create_user=house.store.create_user,
     )
     house.app()
@@ -588,6 +594,7 @@ async def test_days_of_grace_put_the_end_off(house: House) -> None:
         clock=house.clock,
         zone=UTC,
         on_expired=house.noticed.append,
+        until_stored=house.until_stored,
         create_user=house.store.create_user,
         grace_days=2,
     )

@@ -12,6 +12,7 @@ import pytest
 
 from app.domain.access import Actor
 from app.exceptions import DependencyUnavailable, NotFound
+from app.services import user_expiry
 from app.services.manage_users import UserCommands
 from app.services.user_expiry import UserExpiry
 from tests.kit.clock import ManualClock
@@ -61,6 +62,26 @@ async def test_who_was_noticed_is_stored_once(house: House) -> None:
     await house.expiry.store_noticed()
 
     assert sorted(house.users.synced) == [("alice", TODAY), ("bob", TODAY)]
+
+
+async def test_a_refusal_waits_until_the_status_is_stored(house: House) -> None:
+    house.expiry.noticed("alice")
+    async with asyncio.TaskGroup() as group:
+        waiting = group.create_task(house.expiry.stored("alice"))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        group.create_task(house.expiry.store_noticed())
+    assert house.users.synced == [("alice", TODAY)]
+    await house.expiry.stored("alice")
+
+
+async def test_a_refusal_does_not_wait_for_a_database_that_is_away(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(user_expiry, "STORE_WAIT_S", 0.01)
+    house.expiry.noticed("alice")
+    await house.expiry.stored("alice")
+    assert house.users.synced == []
 
 
 async def test_who_is_noticed_while_another_is_stored_is_not_forgotten(house: House) -> None:
