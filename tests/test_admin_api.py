@@ -213,6 +213,29 @@ async def test_payment_expires_and_is_renewed(api: Client, gateway: Gateway) -> 
     ]
 
 
+@pytest.mark.parametrize(
+    ("stored", "change", "expected"),
+    [
+        ("expired", {"payment_valid_until": "2026-01-15"}, "active"),
+        ("expired", {"payment_valid_until": None}, "active"),
+        ("expired", {"payment_valid_until": "2026-01-14"}, "expired"),
+        ("expired", {"payment_valid_until": "2027-01-01", "payment_status": "expired"}, "expired"),
+        ("expired", {"name": "x"}, "expired"),
+        ("suspended", {"payment_valid_until": "2027-01-01"}, "suspended"),
+        ("trial", {"payment_valid_until": "2027-01-01"}, "trial"),
+    ],
+)
+async def test_a_later_last_day_brings_an_expired_user_back(
+    api: Client, stored: str, change: dict[str, Any], expected: str
+) -> None:
+    """T010."""
+    await _ok(
+        api.post("/users", json={"user_oid": "u", "payment_status": stored, "payment_valid_until": "2026-01-01"}), 201
+    )
+
+    assert (await _ok(api.patch("/users/u", json=change)))["payment_status"] == expected
+
+
 async def test_a_keys_status_is_shown_as_active_expired_or_revoked(api: Client) -> None:
     await _with_user(api)
     past = await _ok(api.post("/keys", json={"user_oid": "u", "expires_at": "2020-01-01T00:00:00+02:00"}), 201)
@@ -282,6 +305,7 @@ async def test_unknown_fields_are_refused_by_name_and_nothing_changes(
     body: dict[str, Any],
     named: list[str],
 ) -> None:
+    """T020."""
     message = await _refused(api.post(path, json=body), 400, "invalid_request", named[0])
 
     assert all(f"'{name}'" in message for name in named)
@@ -290,6 +314,7 @@ async def test_unknown_fields_are_refused_by_name_and_nothing_changes(
 
 @pytest.mark.parametrize("patched", ["/users/u", "/keys/{key}", "/apps/crm", "/models/gpt-4", "/endpoints/{endpoint}"])
 async def test_a_patch_cannot_name_what_only_the_gateway_sets(api: Client, patched: str) -> None:
+    """T020."""
     await _with_user(api)
     key = await _ok(api.post("/keys", json={"user_oid": "u"}), 201)
     await _ok(api.post("/apps", json={"app_id": "crm"}), 201)
@@ -528,6 +553,7 @@ async def test_template_and_environment_words_are_kept_as_they_are(api: Client) 
 
 
 async def test_no_route_ever_shows_a_credential_a_digest_or_the_pepper(api: Client, gateway: Gateway) -> None:
+    """T033."""
     await _with_user(api)
     key = await _ok(api.post("/keys", json={"user_oid": "u"}), 201)
     app = await _ok(api.post("/apps", json={"app_id": "crm"}), 201)

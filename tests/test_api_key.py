@@ -55,6 +55,7 @@ def test_what_is_shown_of_a_key_is_its_beginning_and_its_last_four_characters() 
 
 
 def test_100_000_keys_hold_no_duplicate_and_each_is_refused_with_one_character_flipped() -> None:
+    """T005."""
     secrets = [new_key(PEPPER).secret for _ in range(100_000)]
 
     assert len(set(secrets)) == len(secrets)
@@ -129,6 +130,7 @@ def test_recognising_a_key_costs_microseconds() -> None:
 async def test_a_database_dump_holds_neither_the_key_nor_anything_that_opens_the_gateway(
     api: httpx2.AsyncClient, gateway: Gateway
 ) -> None:
+    """T004."""
     await api.post("/users", json={"user_oid": "u"})
     key = (await api.post("/keys", json={"user_oid": "u"})).json()["key"]
 
@@ -142,6 +144,7 @@ async def test_a_database_dump_holds_neither_the_key_nor_anything_that_opens_the
 
 
 async def test_the_admin_api_shows_a_key_once(api: httpx2.AsyncClient) -> None:
+    """T004."""
     await api.post("/users", json={"user_oid": "u"})
     made = (await api.post("/keys", json={"user_oid": "u", "name": "ci"})).json()
 

@@ -101,8 +101,9 @@ async def get_user(services: Services, user_oid: str, version: Versioned) -> Use
 
 @users.patch("/{user_oid:path}")
 async def patch_user(services: Services, actor: Caller, user_oid: str, body: UserPatch, version: Versioned) -> UserView:
-    """Change what is named. To renew a payment, send a later date together with `"payment_status": "active"`."""
-    row = await services.management.users.patch(actor, user_oid, body.changes(), expected=version.expected)
+    """Change what is named. To renew a payment, send a later date: it brings an expired user back."""
+    today = _payment_day(services, services.clock.now())
+    row = await services.management.users.patch(actor, user_oid, body.changes(), expected=version.expected, today=today)
     version.tell(row.spec)
     return UserView.of(row)
 

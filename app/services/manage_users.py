@@ -72,11 +72,22 @@ class UserCommands:
                 await command.audit("user.create", oid, after=spec)
                 await command.announce("user", oid)
 
-    async def patch(self, actor: Actor, oid: str, changes: UserChanges, *, expected: Expected = ANY_VERSION) -> UserRow:
+    async def patch(
+        self,
+        actor: Actor,
+        oid: str,
+        changes: UserChanges,
+        *,
+        expected: Expected = ANY_VERSION,
+        today: date | None = None,
+    ) -> UserRow:
+        """With `today`, a last paid day that is put off brings an expired user back, unless the status is named too."""
         async with self.commands.opened(actor) as command:
             row = await existing_user(command.tx, oid)
             require_version(row.spec, expected)
             spec = replace(row.spec, **changes)
+            if today is not None and _has_paid_again(row.spec, changes, today):
+                spec = replace(spec, payment_status=PaymentStatus.ACTIVE)
             _require_valid(spec)
             await command.tx.update_user(spec, command.now)
             await command.audit("user.update", oid, before=row.spec, after=spec)
@@ -126,6 +137,13 @@ async def existing_user(reader: ManagementReader, oid: str) -> UserRow:
     if row is None:
         raise missing("user", "user_oid")
     return row
+
+
+def _has_paid_again(before: UserSpec, changes: UserChanges, today: date) -> bool:
+    if before.payment_status is not EXPIRED or "payment_status" in changes or "payment_valid_until" not in changes:
+        return False
+    until = changes["payment_valid_until"]
+    return until is None or until >= today
 
 
 def _has_lapsed(spec: UserSpec, today: date) -> bool:

@@ -14,7 +14,7 @@ import pytest
 
 from app.embedded import PostgresServer, ValkeyServer
 from tests.e2e.conftest import environment
-from tests.e2e.house import App, House
+from tests.e2e.house import App, House, error_of
 from tests.kit import raw_http
 from tests.kit.processes import GatewayFleet, GatewayProcess, UpstreamProcess
 
@@ -69,7 +69,11 @@ def started_trio() -> Iterator[Trio]:
         valkey = ValkeyServer(Path(home) / "valkey", durable=False, on_progress=lambda _: None)
         postgres.start()
         valkey.start()
-        env = environment(postgres.url, valkey.url) | {"DATA_DIR": f"{home}/data", "REDIS_TIMEOUT_MS": "300"}
+        env = environment(postgres.url, valkey.url) | {
+            "DATA_DIR": f"{home}/data",
+            "REDIS_TIMEOUT_MS": "300",
+            "USER_DAILY_BUDGET_USD": "5",
+        }
         fleet, upstream = GatewayFleet(3, env), UpstreamProcess()
 
         async def start() -> None:
@@ -204,6 +208,24 @@ async def test_a_change_holds_everywhere_within_a_second(trio: Trio, change: Cha
     assert await trio.slowest_s(headers, expected, path) < WITHIN_S + BUSY_S
 
 
+async def test_first_calls_at_once_through_all_gateways_make_one_user_whose_budget_holds(trio: Trio) -> None:
+    """T109, T016."""
+    app, model, oid = await trio.house.app(auto_create_users=True), await trio.house.model(), "first-seen"
+
+    async def call(number: int) -> int:
+        body = {"model": model, "messages": [{"role": "user", "content": "Hello"}]}
+        headers, port = app.headers(oid), trio.fleet[number % 3].port
+        path = "/v1/chat/completions"
+        return (await raw_http.call(port, "POST", path, headers=headers, json_body=body, timeout_s=30)).status
+
+    assert await asyncio.gather(*(call(number) for number in range(8))) == [200] * 8
+    listed = await trio.house.admin("GET", f"users?user_oid={oid}", expect=200)
+    assert [item["user_oid"] for item in listed["items"]] == [oid]
+    assert [budget["hard_limit_usd"] for budget in listed["items"][0]["budgets"]] == ["5"]
+    trail = await trio.house.admin("GET", f"audit?object_id={oid}", expect=200)
+    assert len(trail["items"]) == 1
+
+
 async def test_with_redis_away_a_change_holds_everywhere_within_two_seconds(trio: Trio) -> None:
     """T006, T007: nobody hears the message, everybody asks."""
     user = await trio.house.user()
@@ -221,3 +243,22 @@ async def test_with_redis_away_a_change_holds_everywhere_within_two_seconds(trio
         await asyncio.to_thread(trio.valkey.start)
 
     assert max(revoked_s, switched_off_s) < WITHOUT_REDIS_S + BUSY_S
+
+
+async def test_a_flood_of_guesses_is_told_to_stay_away_and_a_good_key_is_served(trio: Trio) -> None:
+    """T017: on a gateway that has not seen the key yet. The last of these tests: its address is a suspect afterwards."""
+    made = await trio.house.admin("POST", "keys", {"user_oid": await trio.house.user(), "limits": []}, expect=201)
+    gateway = trio.fleet[2]
+
+    async def guess(number: int) -> int:
+        return await trio.status(gateway, bearer(f"sk-guess-{number}"))
+
+    told = [
+        status for start in range(0, 400, 50) for status in await asyncio.gather(*map(guess, range(start, start + 50)))
+    ]
+
+    assert set(told) == {401, 429}
+    refused = await raw_http.call(gateway.port, "GET", "/v1/models", headers=bearer("sk-guess"))
+    assert (refused.status, error_of(refused)["code"]) == (429, "too_many_failures")
+    assert int(refused.header("retry-after") or 0) >= 1
+    assert await trio.status(gateway, bearer(made["key"])) == 200

@@ -12,7 +12,7 @@ from app.domain.limits import Scope
 from app.storage.ports import KeyStore
 from app.storage.sql_identity import SqlKeyStore
 from tests.kit.clock import ManualClock
-from tests.storage.conform_identity import DIGEST, RICH_KEY, RICH_USER, KeyStoreConformance
+from tests.storage.conform_identity import DIGEST, RICH_APP, RICH_KEY, RICH_USER, KeyStoreConformance
 from tests.storage.planting import Planter, SqlPlanter
 
 
@@ -41,6 +41,10 @@ async def test_an_identity_is_one_statement(engine: AsyncEngine, keys: KeyStore,
     seen: list[object] = []
     event.listen(engine.sync_engine, "before_cursor_execute", lambda *arguments: seen.append(arguments[2]))
     await keys.identity_of_key(DIGEST)
+    assert len(seen) == 1
+    await plant.app(RICH_APP)
+    seen.clear()
+    await keys.registered_app("crm", RICH_USER.oid)
     assert len(seen) == 1
 
 
