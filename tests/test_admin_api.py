@@ -711,7 +711,7 @@ def _fail(gateway: Gateway, endpoint_id: str) -> None:
         failure = AttemptFailed(
             kind=FailureKind.NO_ANSWER, reason="status_500", error=UpstreamError(), upstream_status=500
         )
-        gateway.balancer.failed(live, live.breaker.begin(), failure, Fault.ERROR, "it broke")
+        gateway.balancer.failed(live, gateway.balancer.begin(live), failure, Fault.ERROR, "it broke")
 
 
 async def test_another_host_needs_the_credential_again(api: Client) -> None:

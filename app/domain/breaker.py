@@ -99,6 +99,7 @@ class Breaker:
         "_faults_in_row",
         "_is_open",
         "_is_probing",
+        "_probe_s",
         "_slot",
         "_slots",
         "_streak",
@@ -114,6 +115,8 @@ class Breaker:
         self._is_open = False
         self._until_s = 0.0
         self._is_probing = False
+        self._probe_s = 0.0
+        """When the probe began that is under way."""
         self._streak = 0
         """How often it opened without a whole answer in between; above 0 while closed: on probation."""
         self._faults_in_row = 0
@@ -133,8 +136,13 @@ class Breaker:
         return BreakerState.OPEN if now_s < self._until_s else BreakerState.HALF_OPEN
 
     def may_begin(self, now_s: float) -> bool:
-        """Whether an attempt may begin now: as a probe, where it is half open and nobody else probes."""
-        return not self._is_open or (now_s >= self._until_s and not self._is_probing)
+        """Whether an attempt may begin now: as a probe, where it is half open and nobody else probes.
+
+        A probe that has shown nothing for as long as the endpoint is ever left alone is not waited for: it may hang for minutes.
+        """
+        if not self._is_open:
+            return True
+        return now_s >= self._until_s and (not self._is_probing or now_s >= self._probe_s + self.rules.max_open_s)
 
     def opens_in_s(self, now_s: float) -> float:
         """How long until the next attempt may begin, as far as that is known; 0 where one may now or a probe is under way."""
@@ -159,10 +167,10 @@ class Breaker:
 
     # ── Attempts ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def begin(self) -> int:
+    def begin(self, now_s: float) -> int:
         """Take the ticket of an attempt. Only when `may_begin`."""
         if self._is_open:
-            self._is_probing = True
+            self._is_probing, self._probe_s = True, now_s
             self._epoch += 1
         return self._epoch
 

@@ -23,11 +23,9 @@ class PeakEwma:
         self._at_s = 0.0
 
     def observe(self, seconds: float, now_s: float) -> None:
-        if seconds >= self.at(now_s):
-            self._s = seconds
-        else:
-            weight = exp(-max(0.0, now_s - self._at_s) / DECAY_S)
-            self._s = self._s * weight + seconds * (1 - weight)
+        kept = exp((self._at_s - now_s) / DECAY_S) if self._s else 0.0
+        faded_s = self._s * kept
+        self._s = seconds if seconds >= faded_s else faded_s + seconds * (1 - kept)
         self._at_s = now_s
 
     def at(self, now_s: float) -> float:

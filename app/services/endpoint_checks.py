@@ -20,7 +20,7 @@ from app.domain.breaker import Fault
 from app.domain.call import Attempt, Meter
 from app.domain.catalog import Catalog, Endpoint, HealthCheckKind, Model, ProviderKind
 from app.domain.ids import RANDOM_BYTES, time_of, uuid7
-from app.exceptions import AttemptFailed, GatewayError
+from app.exceptions import AttemptFailed, DependencyUnavailable, GatewayError
 from app.providers.base import Answer, Prober, Provider, Seen
 from app.services import house_accounts
 from app.services.admission import Admission
@@ -159,7 +159,7 @@ class EndpointChecks:
         """Check what is due while this process is the one that does, for ever."""
         async with asyncio.TaskGroup() as checks:
             while True:
-                if await self._election.leads("checks"):
+                if await self._leads():
                     for endpoint in self._due():
                         self._under_way.add(endpoint.id)
                         checks.create_task(self._scheduled(endpoint), name=f"check-{endpoint.id}")
@@ -175,6 +175,13 @@ class EndpointChecks:
             seen = await self._prober.look_at(endpoint)
         self._found(endpoint, seen)
         return Check(kind, seen)
+
+    async def _leads(self) -> bool:
+        """While the store is away nobody knows who checks: then nobody does, and calls show who is there."""
+        try:
+            return await self._election.leads("checks")
+        except DependencyUnavailable:
+            return False
 
     def _due(self) -> list[Endpoint]:
         """Those that are due now. A check that was just put on the list comes within its first interval, at a moment of its own."""

@@ -127,7 +127,7 @@ class LoadBalancer:
     def begin(self, live: LiveEndpoint) -> int:
         """An attempt begins. Its ticket goes to `answered` and one of `succeeded`, `failed` and `abandoned`; then `end`."""
         live.in_flight += 1
-        return live.breaker.begin()
+        return live.breaker.begin(self._clock.monotonic())
 
     def end(self, live: LiveEndpoint) -> None:
         live.in_flight -= 1

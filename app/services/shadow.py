@@ -64,7 +64,9 @@ class Shadows:
     async def _work(self, opened: Opened) -> None:
         while True:
             shadowed, model, dialect, catalog = await self._queue.get()
-            await self._made(opened(self._meter(shadowed, model, dialect), dialect, catalog))
+            # A task of its own: a call that loses its lease is ended by cancelling its task, and this one has to go on.
+            async with asyncio.TaskGroup() as one:
+                one.create_task(self._made(opened(self._meter(shadowed, model, dialect), dialect, catalog)))
 
     async def _made(self, call: AbstractAsyncContextManager[Answer]) -> None:
         try:

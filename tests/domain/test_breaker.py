@@ -27,12 +27,12 @@ FAULTS = [Fault.ERROR, Fault.TIMEOUT, Fault.BAD_ANSWER, Fault.TRUNCATED, Fault.S
 
 def fail(breaker: Breaker, times: int = 1, *, fault: Fault = Fault.ERROR, at: float = 0.0) -> None:
     for _ in range(times):
-        breaker.failed(breaker.begin(), fault, now_s=at, chance=MIDDLE)
+        breaker.failed(breaker.begin(at), fault, now_s=at, chance=MIDDLE)
 
 
 def succeed(breaker: Breaker, times: int = 1, *, at: float = 0.0) -> None:
     for _ in range(times):
-        ticket = breaker.begin()
+        ticket = breaker.begin(at)
         breaker.answered(ticket)
         breaker.succeeded(ticket, at)
 
@@ -94,7 +94,7 @@ def test_it_is_half_open_after_its_time_and_lets_one_probe_through() -> None:
     assert not breaker.may_begin(RULES.open_s - 0.01)
     assert breaker.may_begin(RULES.open_s)
 
-    ticket = breaker.begin()
+    ticket = breaker.begin(RULES.open_s)
 
     assert breaker.state(RULES.open_s) is BreakerState.HALF_OPEN
     assert not breaker.may_begin(RULES.open_s), "nobody else probes meanwhile"
@@ -120,7 +120,7 @@ def test_an_open_time_lies_within_a_fifth_of_its_nominal_length(chance: float, f
     breaker, now = Breaker(RULES), 0.0
     fail(breaker, 4)
     for number in range(failures):
-        breaker.failed(breaker.begin(), Fault.ERROR, now_s=now, chance=chance)
+        breaker.failed(breaker.begin(now), Fault.ERROR, now_s=now, chance=chance)
         nominal = min(RULES.open_s * 2**number, RULES.max_open_s)
         assert nominal * (1 - JITTER) - 1e-6 <= breaker.opens_in_s(now) <= nominal * (1 + JITTER) + 1e-6
         now += breaker.opens_in_s(now)
@@ -129,7 +129,7 @@ def test_an_open_time_lies_within_a_fifth_of_its_nominal_length(chance: float, f
 def test_until_a_whole_answer_one_fault_is_enough_to_open_it_again() -> None:
     breaker = Breaker(RULES)
     fail(breaker, 5)
-    probe = breaker.begin()
+    probe = breaker.begin(2)
     breaker.answered(probe)
 
     breaker.failed(probe, Fault.TRUNCATED, now_s=3, chance=MIDDLE)
@@ -150,13 +150,13 @@ def test_after_a_whole_answer_it_takes_five_again() -> None:
 
 def test_attempts_from_before_it_opened_change_nothing_afterwards() -> None:
     breaker = Breaker(RULES)
-    early = [breaker.begin() for _ in range(30)]
+    early = [breaker.begin(0) for _ in range(30)]
     for ticket in early[:5]:
         breaker.failed(ticket, Fault.ERROR, now_s=0, chance=MIDDLE)
     for ticket in early[5:15]:
         breaker.failed(ticket, Fault.ERROR, now_s=1, chance=MIDDLE)
     assert breaker.opens_in_s(1) == pytest.approx(1), "not extended"
-    probe = breaker.begin()
+    probe = breaker.begin(2)
     breaker.answered(probe)
 
     for ticket in early[15:]:
@@ -168,7 +168,7 @@ def test_attempts_from_before_it_opened_change_nothing_afterwards() -> None:
 def test_a_probe_whose_caller_left_lets_the_next_one_probe() -> None:
     breaker = Breaker(RULES)
     fail(breaker, 5)
-    ticket = breaker.begin()
+    ticket = breaker.begin(0)
     breaker.abandoned(ticket)
 
     assert breaker.may_begin(2)
@@ -185,7 +185,7 @@ def test_an_upstream_that_says_when_to_come_back_is_left_alone_for_that_long_and
     """T065: min(value, cap) + positive jitter."""
     breaker = Breaker(RULES)
 
-    breaker.failed(breaker.begin(), Fault.BUSY, now_s=0, chance=chance, retry_after_s=asked_s)
+    breaker.failed(breaker.begin(0), Fault.BUSY, now_s=0, chance=chance, retry_after_s=asked_s)
 
     assert least_s <= breaker.opens_in_s(0) <= least_s * (1 + COOL_JITTER)
 
@@ -231,6 +231,21 @@ def test_a_word_from_elsewhere_ends_by_itself() -> None:
     assert breaker.opens_in_s(0) <= MAX_COOL_S * (1 + COOL_JITTER)
 
 
+def test_a_probe_that_hangs_is_not_waited_for_longer_than_the_endpoint_is_ever_left_alone() -> None:
+    """T090: never black-holed, also by an upstream that takes calls and says nothing."""
+    breaker = Breaker(RULES)
+    fail(breaker, 5)
+    hung = breaker.begin(2)
+    assert not breaker.may_begin(2 + RULES.max_open_s - 0.01)
+    assert breaker.may_begin(2 + RULES.max_open_s)
+
+    second = breaker.begin(2 + RULES.max_open_s)
+
+    assert not breaker.may_begin(2 + RULES.max_open_s)
+    assert breaker.answered(hung) is None, "its word is old"
+    assert breaker.answered(second)
+
+
 def test_a_reset_forgets_everything() -> None:
     breaker = Breaker(RULES)
     fail(breaker, 5)
@@ -259,7 +274,7 @@ class AnyLife(RuleBasedStateMachine):
     @rule()
     def begin(self) -> None:
         is_probe = not self.breaker.is_closed
-        ticket = self.breaker.begin()
+        ticket = self.breaker.begin(self.now)
         self.running.append(ticket)
         if is_probe:
             assert self.breaker.state(self.now) is BreakerState.HALF_OPEN
