@@ -215,3 +215,30 @@ async def test_health_counts_endpoints_that_are_left_alone(house: House) -> None
 
     assert after["unhealthy"] == before["unhealthy"] + 1
     assert after["healthy"] == before["healthy"] - 1
+
+
+async def test_of_many_calls_that_wait_for_an_endpoint_one_goes_through_as_its_probe(house: House) -> None:
+    """T089."""
+    key, model = await house.key(), await house.model(BROKEN, endpoints=0)
+    endpoint = await house.endpoint(model, breaker={"open_seconds": 1})
+    for _ in range(5):
+        await house.chat(key, model)
+    await house.upstream.script(by_model={model: Scenario(delay_ms=1500)})
+    async with asyncio.timeout(5):
+        while (await house.admin("GET", f"endpoints/{endpoint}", expect=200))["state"] != "half_open":
+            await asyncio.sleep(0.02)
+    before = len(await sent_to(house, model))
+
+    probe = asyncio.create_task(house.chat(key, model))
+    while len(await sent_to(house, model)) == before:
+        await asyncio.sleep(0.01)
+    others = await asyncio.gather(*(house.chat(key, model) for _ in range(30)))
+
+    assert {answer.status for answer in others} == {503}
+    assert {error_of(answer)["code"] for answer in others} == {"no_healthy_endpoint"}
+    assert {answer.header("retry-after") for answer in others} == {"1"}
+    assert len(await sent_to(house, model)) == before + 1
+    assert (await probe).status == 200
+    assert (await house.chat(key, model)).status == 200
+    kinds = [item["kind"] for item in (await house.admin("GET", f"endpoints/{endpoint}/events", expect=200))["items"]]
+    assert kinds[0] == "closed"
