@@ -574,6 +574,8 @@ async def follow(process: Process) -> None:
         await register_first_model(container, settings)
         await asyncio.to_thread(process.prices.load)
         await container.catalog.load()
+        if settings.dashboard_insecure_cookie:
+            logger.warning("dashboard_cookie_insecure", why="whoever listens on the way can sign in with it; use https")
         logger.info("configuration_loaded", revision=container.catalog.current.revision)
     if _needs_litellm(container.catalog.current):
         await process.litellm.prepare()

@@ -72,6 +72,7 @@ class User:
     payment_valid_until: date | None
     limits: tuple[Limit, ...] = ()
     budgets: tuple[Budget, ...] = ()
+    log_content: LogContent | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.exceptions import Forbidden, GatewayError, InvalidApiKey, PayloadTooLarge, RequestTimeout
 from app.middleware.exchange import error_headers
 from app.services.admin_sessions import AdminSessions, Session, SessionCookie
+from app.telemetry import logger
 
 PREFIX: Final = "/admin"
 API_PREFIX: Final = "/admin/api"
@@ -146,6 +147,11 @@ class AdminSessionMiddleware:
                 raise Forbidden("This request came from another site.")
 
     async def _refuse(self, scope: Scope, send: Send, error: GatewayError) -> None:
+        if isinstance(error, Forbidden):
+            client = scope.get("client")
+            logger.warning(
+                "request_forged", path=scope["path"], why=error.message, address=client[0] if client else None
+            )
         request_id = str(scope["state"].get("request_id", ""))
         headers = error_headers(error)
         if _is_under(scope["path"], API_PREFIX) or not _wants_page(scope):

@@ -274,6 +274,10 @@ class UserCreate(_Body):
     )
     limits: Limits = Field([], description="Absent: the settings' defaults; empty: no limit.")
     budgets: Budgets = Field([], description="Absent: the settings' defaults; empty: no budget.")
+    log_content: LogContent | None = Field(
+        None,
+        description="metadata: what this user's calls say is never kept, whatever key or app says. null: as they say.",
+    )
 
     def spec(self, defaults: UserSpec) -> UserSpec:
         """`defaults` holds what was not named."""
@@ -288,6 +292,7 @@ class UserPatch(_Body):
     payment_valid_until: date | None = None
     limits: Limits = []
     budgets: Budgets = []
+    log_content: LogContent | None = None
 
     def changes(self) -> UserChanges:
         return cast(UserChanges, self.fields(only_named=True))
@@ -301,6 +306,7 @@ class UserView(_View):
     payment_valid_until: date | None
     limits: list[LimitShape]
     budgets: list[BudgetView]
+    log_content: LogContent | None
     created_at: Moment
     updated_at: Moment
 
@@ -315,6 +321,7 @@ class UserView(_View):
             payment_valid_until=spec.payment_valid_until,
             limits=_limit_views(spec.limits),
             budgets=_budget_views(spec.budgets),
+            log_content=spec.log_content,
             created_at=row.created_at,
             updated_at=row.updated_at,
         )

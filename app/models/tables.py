@@ -34,7 +34,7 @@ from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 from app.domain.histogram import BUCKETS
 
-SCHEMA_REVISION = "0011"
+SCHEMA_REVISION = "0012"
 """The newest migration. A process whose database says otherwise migrates (or waits for the one that does)."""
 
 MAX_NAME_CHARS = 200
@@ -96,8 +96,10 @@ users = Table(
     Column("name", Text),
     Column("payment_status", Text, nullable=False, server_default="active"),
     Column("payment_valid_until", Date),
+    Column("log_content", Text),
     _created_at(),
     _updated_at(),
+    CheckConstraint("log_content IN ('full', 'metadata')", name="log_content"),
     CheckConstraint("payment_status IN ('active', 'trial', 'expired', 'suspended')", name="payment_status"),
     _named_within("oid"),
     Index("ix_users_payment_valid_until", "payment_valid_until"),

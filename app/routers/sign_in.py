@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 
 from app.admin.sign_in_page import sign_in_page
-from app.exceptions import GatewayError, NotFound, UnsupportedMediaType
+from app.exceptions import DependencyUnavailable, GatewayError, NotFound, UnsupportedMediaType
 from app.middleware.admin_session import (
     HOME,
     SIGN_IN,
@@ -47,9 +47,11 @@ async def show_sign_in(request: Request) -> Response:
     services = _services(request)
     next_path = safe_next(request.query_params.get("next"))
     cookie = session_cookie_in(request.scope, services.session_cookie)
-    if cookie is not None and await services.admin_sessions.identify(cookie) is not None:
-        return RedirectResponse(next_path, status_code=303)
-    return _page(request, next_path=next_path)
+    try:
+        is_signed_in = cookie is not None and await services.admin_sessions.identify(cookie) is not None
+    except DependencyUnavailable as error:
+        return _page(request, next_path=next_path, error=error)
+    return RedirectResponse(next_path, status_code=303) if is_signed_in else _page(request, next_path=next_path)
 
 
 @router.post(SIGN_IN)

@@ -8,7 +8,7 @@ from typing import TypedDict
 
 from app.domain.access import Actor, Role
 from app.domain.budget import Budget
-from app.domain.identity import PaymentStatus
+from app.domain.identity import LogContent, PaymentStatus
 from app.domain.limits import Limit
 from app.exceptions import Conflict
 from app.services.command import ANY_VERSION, Commands, Expected, missing, require_version
@@ -36,6 +36,7 @@ class UserChanges(TypedDict, total=False):
     payment_valid_until: date | None
     limits: tuple[Limit, ...]
     budgets: tuple[Budget, ...]
+    log_content: LogContent | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,13 +122,14 @@ class SingleSignOn:
 
         Raises: InvalidApiKey (it does not fit together), Forbidden (no role), TooManyFailures, DependencyUnavailable.
         """
-        await self._sessions.require_not_blocked(SSO_ACCOUNT, address=address)
         try:
             pending = self._opened(pending_cookie)
             claims = await self._claims(answer, pending)
             person = SsoPerson(name_of(claims), self._policy.role_of(claims), self._origin)
         except SsoRefused as refused:
             logger.warning("single_sign_on_refused", why=refused.reason)
+            # Only now: others behind the same address, whose sign-ins are in order, are not locked out by those that are not.
+            await self._sessions.require_not_blocked(SSO_ACCOUNT, address=address)
             await self._sessions.note_failure(SSO_ACCOUNT, address=address, why=refused.reason)
             if refused.is_known:
                 raise Forbidden("Your account has no role here. Ask an owner of this gateway.") from None

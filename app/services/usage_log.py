@@ -207,8 +207,14 @@ class UsageLog:
 
     def _keeps_content(self, meter: Meter) -> bool:
         identity = meter.identity
-        own = (identity.key and identity.key.log_content) or (identity.app and identity.app.log_content)
-        return (own or self._log_content) is LogContent.FULL
+        said = (
+            identity.user.log_content,
+            identity.key.log_content if identity.key else None,
+            identity.app.log_content if identity.app else None,
+        )
+        if LogContent.METADATA in said:  # whoever wants his words not to be kept is not overruled
+            return False
+        return self._log_content is LogContent.FULL or LogContent.FULL in said
 
     def _keep_content(self, meter: Meter) -> None:
         if meter.answer_body is None:

@@ -36,6 +36,7 @@ class UserSpec:
     payment_valid_until: date | None = None
     limits: tuple[Limit, ...] = ()
     budgets: tuple[Budget, ...] = ()
+    log_content: LogContent | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,12 @@ IDENTITIES = (
     select(
         *(keys.c.id, keys.c.status, keys.c.expires_at, keys.c.allowed_models, keys.c.allowed_ips),
         *(keys.c.log_content, keys.c.has_own_limits, keys.c.overflow),
-        *(users.c.oid, users.c.payment_status, users.c.payment_valid_until),
+        *(
+            users.c.oid,
+            users.c.payment_status,
+            users.c.payment_valid_until,
+            users.c.log_content.label("user_log_content"),
+        ),
         limits_json(limits.c.key_id == keys.c.id).label("key_limits"),
         budgets_json(budgets.c.key_id == keys.c.id).label("key_budgets"),
         limits_json(limits.c.user_oid == users.c.oid).label("user_limits"),
@@ -72,7 +77,12 @@ _registered = (
     select(
         *(apps.c.app_id, apps.c.is_active, apps.c.allowed_models, apps.c.allowed_networks, apps.c.log_content),
         *(apps.c.own_secret_only, apps.c.auto_create_users),
-        *(users.c.oid, users.c.payment_status, users.c.payment_valid_until),
+        *(
+            users.c.oid,
+            users.c.payment_status,
+            users.c.payment_valid_until,
+            users.c.log_content.label("user_log_content"),
+        ),
         _secrets.label("secrets"),
         limits_json(limits.c.app_id == apps.c.app_id).label("app_limits"),
         budgets_json(budgets.c.app_id == apps.c.app_id).label("app_budgets"),
@@ -231,4 +241,5 @@ def _user_of(row: AnyRow) -> User:
         payment_valid_until=row.payment_valid_until,
         limits=limits_from_json(row.user_limits),
         budgets=budgets_from_json(row.user_budgets),
+        log_content=None if row.user_log_content is None else LogContent(row.user_log_content),
     )

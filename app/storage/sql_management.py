@@ -199,6 +199,7 @@ def _user_values(spec: UserSpec) -> dict[str, object]:
         "name": spec.name,
         "payment_status": spec.payment_status.value,
         "payment_valid_until": spec.payment_valid_until,
+        "log_content": spec.log_content.value if spec.log_content else null(),
     }
 
 
@@ -211,6 +212,7 @@ def _user_row(row: Row[Any]) -> UserRow:
         payment_valid_until=row.payment_valid_until,
         limits=limits_from_json(row.limits),
         budgets=budgets_from_json(row.budgets),
+        log_content=LogContent(row.log_content) if row.log_content else None,
     )
     return UserRow(spec, row.created_at, row.updated_at)
 

@@ -27,6 +27,10 @@ KEY_PREFIX = len("sk-ag-") + 4
 """What the API shows of a key on purpose, its beginning; its last four characters are shown, too."""
 
 
+GATEWAY_SECRET = Canary.fresh("gateway-secret")
+"""The same for every test here: the database belongs to the SECRET_KEY that it was set up with."""
+
+
 @dataclass(slots=True)
 class Nest:
     """A gateway whose every secret is a canary, and all that it ever answered."""
@@ -126,6 +130,7 @@ def nest(servers: tuple[PostgresServer, ValkeyServer, UpstreamProcess]) -> Itera
     postgres, valkey, upstream = servers
     kinds = ("provider-key", "gateway-secret", "admin-token", "prompt", "reply")
     canaries = {kind: Canary.fresh(kind) for kind in kinds}  # type: ignore[arg-type]
+    canaries["gateway-secret"] = GATEWAY_SECRET
     canaries["first-key"] = Canary.fresh("provider-key")
     canaries["database"] = Canary.of("password", password_in(postgres.url))
     canaries["redis"] = Canary.of("password", password_in(valkey.url))
@@ -323,9 +328,14 @@ async def test_kept_content_is_readable_by_administrators_and_its_caller_and_lie
     assert all("public.usage_content" in place and place.endswith("(zlib)") for place in places), places
 
 
-async def test_a_key_may_have_its_content_left_out(house: House) -> None:
+@pytest.mark.parametrize("by", ["key", "user"])
+async def test_a_key_or_a_user_may_have_its_content_left_out_t141(house: House, by: str) -> None:
     prompt, reply = Canary.fresh("prompt"), Canary.fresh("reply")
-    discreet, open_ = await house.key(log_content="metadata"), await house.key(log_content="full")
+    open_ = await house.key(log_content="full")
+    if by == "key":
+        discreet = await house.key(log_content="metadata")
+    else:
+        discreet = await house.key(await house.user(log_content="metadata"), log_content="full")
 
     request_id = await told(house, discreet, prompt, reply)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from structlog.testing import capture_logs
@@ -30,7 +31,7 @@ from app.services import usage_log as usage_log_module
 from app.services.usage_log import UsageLog
 from app.storage.ports import PendingRecord
 from app.storage.rejected import RecordsRejected
-from tests.calls import a_call, a_key, a_meter, a_request_id, an_app, an_identity
+from tests.calls import ALICE, a_call, a_key, a_meter, a_request_id, an_app, an_identity
 from tests.kit.clock import ManualClock
 from tests.storage.records import a_record
 
@@ -327,6 +328,11 @@ FULL, METADATA = LogContent.FULL, LogContent.METADATA
         (FULL, an_identity(key=a_key(log_content=METADATA)), False),
         (METADATA, an_identity(key=None, app=an_app(log_content=FULL)), True),
         (FULL, an_identity(key=None, app=an_app(log_content=METADATA)), False),
+        (METADATA, an_identity(replace(ALICE, log_content=FULL)), True),
+        (FULL, an_identity(replace(ALICE, log_content=METADATA)), False),
+        (FULL, an_identity(replace(ALICE, log_content=METADATA), key=a_key(log_content=FULL)), False),
+        (FULL, an_identity(replace(ALICE, log_content=FULL), key=a_key(log_content=METADATA)), False),
+        (METADATA, an_identity(key=a_key(log_content=METADATA), app=an_app(log_content=FULL)), False),
     ],
 )
 async def test_bodies_are_kept_only_where_content_is_logged(
