@@ -626,7 +626,8 @@ def private_authorities(settings: Settings) -> dict[str, ssl.SSLContext]:
         return {host: tls_trusting(path) for host, path in settings.upstream_ca_files}
     except OSError as fault:
         raise SettingsError(
-            f"UPSTREAM_CA_FILES names a file that cannot be read as certificates ({fault.strerror or 'no PEM in it'}). "
+            "UPSTREAM_CA_FILES names a file that cannot be read as certificates "
+            f"({'it holds none' if isinstance(fault, ssl.SSLError) else fault.strerror}). "
             "Set it to host=file, for example llm.corp.example=/etc/ssl/corp-ca.pem."
         ) from None
 

@@ -275,7 +275,20 @@ class Exchange:
         self._is_sending = False
 
     async def send_last(self, body: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        last: Message = {"type": "http.response.body", "body": body, "more_body": False}
+        if not self._is_backed_up():
+            await self._send(last)
+            return
+        try:  # nobody watches the client any more when a call was left
+            async with asyncio.timeout(self.write_stall_s):
+                await self._send(last)
+        except TimeoutError:
+            self.cut_off()
+
+    def _is_backed_up(self) -> bool:
+        """Whether the server would wait before it takes more, because the client has not taken what was sent."""
+        flow = getattr(getattr(self._send, "__self__", None), "flow", None)
+        return flow is not None and bool(flow.write_paused)
 
     async def send_error(self, error: GatewayError, error_body: Callable[[GatewayError, str], bytes]) -> None:
         """Answer with an error, unless an answer has begun already: then the connection ends as it stands."""

@@ -165,6 +165,8 @@ def _described(call: _Call) -> Json:
         "headers": {name: ref("headers", name) for name in _HEADERS},
         "content": {call.binary or "application/json": {"schema": schema(call.answer)}},
     }
+    if call.binary is not None:
+        answer["content"][call.binary]["example"] = "(sound)"
     if call.chunk is not None:
         answer["description"] = (
             "The model's answer; with `stream: true` as server-sent events, ended by `data: [DONE]`. A failure after the first "

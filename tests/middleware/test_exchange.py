@@ -30,7 +30,7 @@ from app.exceptions import (
     UnsupportedMediaType,
     UpstreamError,
 )
-from app.middleware.exchange import MAX_HEADER_BYTES, MAX_HEADERS, Exchange, error_headers
+from app.middleware.exchange import MAX_HEADER_BYTES, MAX_HEADERS, PART_BYTES, Exchange, error_headers
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -361,3 +361,57 @@ def test_a_refusal_that_a_repeat_cannot_cure_says_so_and_one_that_it_can_does_no
 
 def test_a_wrong_method_is_told_the_right_ones() -> None:
     assert dict(error_headers(MethodNotAllowed("GET, HEAD")))[b"allow"] == b"GET, HEAD"
+
+
+# ── Clients who take nothing ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Flow:
+    write_paused = False
+
+
+class Stuck(Wire):
+    """A server whose client takes one part and then nothing, as uvicorn shows it: its `send` waits."""
+
+    def __init__(self, *, takes: int) -> None:
+        super().__init__()
+        self.takes = takes
+        self.flow = Flow()
+        self.transport = self
+        self.is_aborted = False
+
+    async def send(self, message: Message) -> None:
+        if len(self.sent) > self.takes:
+            self.flow.write_paused = True
+            await asyncio.Event().wait()
+        self.sent.append(message)
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+
+def stuck(server: Stuck) -> Exchange:
+    scope: dict[str, object] = {"type": "http", "method": "POST", "path": "/x", "headers": [], "client": None}
+    return Exchange(scope, server.receive, server.send, "018f-id", write_stall_s=0.05)
+
+
+async def test_t083_a_large_answer_goes_out_in_parts_and_one_who_takes_none_is_cut_off() -> None:
+    server = Stuck(takes=2)
+    async with asyncio.timeout(5):
+        await stuck(server).send(200, [], b"x" * PART_BYTES * 8)
+    assert server.is_aborted
+    assert len(server.body) == 2 * PART_BYTES
+
+    patient = Stuck(takes=99)
+    await stuck(patient).send(200, [], b"x" * (PART_BYTES + 1))
+    assert (len(patient.body), patient.is_aborted) == (PART_BYTES + 1, False)
+
+
+async def test_t083_the_last_bytes_are_not_waited_for_without_end() -> None:
+    server = Stuck(takes=0)
+    exchange = stuck(server)
+    await exchange.start(200, [])
+    server.flow.write_paused = True
+    async with asyncio.timeout(5):
+        await exchange.send_last(b"data: [DONE]\n\n")
+    assert server.is_aborted
