@@ -61,6 +61,7 @@ PAGE_RIGHTS: Final[dict[str, Right]] = {
     "GET /endpoints/{endpoint_id}/edit": Right.CONFIGURE,
     "POST /endpoints/{endpoint_id}/edit": Right.CONFIGURE,
     "POST /endpoints/{endpoint_id}/drain": Right.CONFIGURE,
+    "POST /endpoints/{endpoint_id}/check": Right.CONFIGURE,
     "POST /endpoints/{endpoint_id}/reset": Right.CONFIGURE,
     "GET /endpoints/{endpoint_id}/delete": Right.CONFIGURE,
     "POST /endpoints/{endpoint_id}/delete": Right.CONFIGURE,

@@ -96,6 +96,8 @@ class Visit:
             status=self.query("status"),
             user_oid=self.query("user"),
             model=self.query("model"),
+            labels=tuple(_label(each) for each in [self.query("label")] if each),
+            sort=self.query("sort"),
         )
 
     async def form(self) -> Form:
@@ -144,6 +146,11 @@ class Visit:
         named = [(name, value) for name, value in changes.items() if value is not None]
         query = urlencode([*kept, *named])
         return f"{self.request.url.path}{'?' + query if query else ''}"
+
+
+def _label(text: str) -> tuple[str, str | None]:
+    name, equals, value = text.partition("=")
+    return name.strip(), value.strip() if equals else None
 
 
 Handler = Callable[[Visit], Awaitable[Response]]

@@ -77,7 +77,10 @@ async def found_company(house: House, *, calls: int, days: int = 30, seed: int =
         budgets = [{"period": "monthly", "soft_limit_usd": soft, "hard_limit_usd": budget}]
         oid = made.users[person]
         key = await house.admin(
-            "POST", "keys", {"user_oid": oid, "name": name, "budgets": budgets, "limits": []}, expect=201
+            "POST",
+            "keys",
+            {"user_oid": oid, "name": name, "budgets": budgets, "limits": [], "log_content": "full"},
+            expect=201,
         )
         made.keys.append((key["id"], oid))
         made.secrets.append(key["key"])
@@ -115,9 +118,9 @@ def past(company: Company, *, calls: int, days: int, chance: random.Random) -> I
             day -= timedelta(days=2)
         hour = chance.choices(range(24), weights)[0]
         at = day.replace(hour=hour, minute=chance.randrange(60), second=chance.randrange(60), microsecond=0)
-        if number % 12 == 0:
+        if number % 60 == 0:
             at = now - timedelta(minutes=chance.random() * 180)  # and some just now
-        yield a_call(company, min(at, now - timedelta(seconds=2)), chance)
+        yield a_call(company, at if at < now else at - timedelta(days=1), chance)
 
 
 def a_call(company: Company, at: datetime, chance: random.Random) -> CallRecord:

@@ -14,6 +14,7 @@ from app.admin.pages.prices import price_fields, price_in, price_typed
 from app.admin.visit import Family, Visit
 from app.exceptions import CallerError, InUse
 from app.models.schemas import EndpointCreate, EndpointPatch
+from app.services.endpoint_checks import Check
 from app.services.manage_catalog import PUBLIC_BASES
 from app.storage.management_ports import EndpointRow
 
@@ -24,6 +25,10 @@ EVENTS_SHOWN: Final = 30
 
 @family.get("/endpoints/{endpoint_id}")
 async def show_endpoint(visit: Visit) -> Response:
+    return await _show(visit, None)
+
+
+async def _show(visit: Visit, check: Check | None) -> Response:
     services = visit.services
     row = await services.management.endpoints.get(visit.path("endpoint_id"))
     hours = await services.overview.endpoint_hours(
@@ -33,7 +38,13 @@ async def show_endpoint(visit: Visit) -> Response:
     prices = [each for each in await services.overview.prices(row.spec.model) if each.endpoint_id == row.id]
     events = await services.endpoint_care.events(row.id, limit=EVENTS_SHOWN, cursor=None)
     return visit.page(
-        "endpoints/show.html", row=row, view=view, standing=view.standing, prices=prices, events=events.items
+        "endpoints/show.html",
+        row=row,
+        view=view,
+        standing=view.standing,
+        prices=prices,
+        events=events.items,
+        check=check,
     )
 
 
@@ -88,6 +99,12 @@ async def drain_endpoint(visit: Visit) -> Response:
     draining = form.text("draining") == "yes"
     row = await visit.services.endpoint_care.drain(visit.actor, visit.path("endpoint_id"), draining=draining)
     return visit.see_other(f"/endpoints/{row.id}", done="draining" if draining else "undrained")
+
+
+@family.post("/endpoints/{endpoint_id}/check")
+async def check_endpoint(visit: Visit) -> Response:
+    """Ask now whether it is there, in the way it is always asked."""
+    return await _show(visit, await visit.services.endpoint_care.check(visit.path("endpoint_id"), None))
 
 
 @family.post("/endpoints/{endpoint_id}/reset")

@@ -164,6 +164,7 @@ async def _form(visit: Visit, row: KeyRow | None, fields: dict[str, Any], errors
 _EMPTY: Final[dict[str, Any]] = {
     "user_oid": "",
     "name": "",
+    "labels": "",
     "allowed_models": "*",
     "expires_at": "",
     "allowed_ips": "",
@@ -182,6 +183,7 @@ def _fields(row: KeyRow) -> dict[str, Any]:
     return {
         "user_oid": spec.user_oid,
         "name": spec.name,
+        "labels": "\n".join(f"{name}={value}" for name, value in spec.labels.items()),
         "allowed_models": "\n".join(spec.allowed_models),
         "expires_at": spec.expires_at.isoformat(timespec="seconds").replace("+00:00", "Z") if spec.expires_at else "",
         "allowed_ips": "\n".join(spec.allowed_ips),
@@ -201,9 +203,15 @@ def _typed(form: Form) -> dict[str, Any]:
     return {**texts, "limit_rows": forms.limit_rows_in(form), "budget_rows": forms.budget_rows_in(form)}
 
 
+def _label(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    return name.strip(), value.strip()
+
+
 def _body(form: Form) -> dict[str, object]:
     return {
         "name": form.text("name"),
+        "labels": dict(_label(each) for each in form.names("labels")),
         "allowed_models": form.names("allowed_models"),
         "expires_at": forms.moment_in(form.text("expires_at")),
         "allowed_ips": form.names("allowed_ips"),

@@ -74,6 +74,7 @@ async def show_model(visit: Visit) -> Response:
         total=total_of(parts),
         span=span,
         calls=calls.items,
+        key_names=await services.overview.key_names([each.key_id for each in calls.items if each.key_id]),
         in_catalog=services.catalog.current.models.get(name),
     )
 

@@ -236,7 +236,8 @@ async def search(visit: Visit) -> Response:
     wanted = visit.query("q")
     management = visit.services.management
     if wanted is None:
-        return visit.page("overview/search.html", wanted="", found={})
+        nothing: dict[str, list[object]] = {"users": [], "keys": [], "apps": [], "models": []}
+        return visit.page("overview/search.html", wanted="", found=nothing)
     if is_uuid(wanted) and await visit.services.reports.record(wanted) is not None:
         return visit.see_other(f"/usage/{wanted}")
     query = ListQuery(limit=10, search=wanted)

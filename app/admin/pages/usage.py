@@ -13,6 +13,7 @@ from starlette.responses import Response, StreamingResponse
 from app.admin.looks import pretty
 from app.admin.visit import Family, Visit
 from app.domain.call import Outcome
+from app.domain.money import usd_to_nano
 from app.domain.record import CallContent, CallRecord
 from app.exceptions import InvalidRequest, NotFound
 from app.models.usage_schemas import EXPORT_COLUMNS, CallView, ExplainedCallView, csv_line
@@ -56,7 +57,30 @@ def filter_of(visit: Visit) -> LogFilter:
         http_status=int(status) if status else None,
         since=since,
         until=until,
+        endpoint_id=visit.query("endpoint"),
+        min_cost_nanousd=_cost(visit, "min_cost"),
+        min_duration_ms=_milliseconds(visit, "min_ms"),
     )
+
+
+def _cost(visit: Visit, name: str) -> int | None:
+    text = visit.query(name)
+    if text is None:
+        return None
+    try:
+        cost = usd_to_nano(text.lstrip("$"))
+    except ValueError:
+        raise InvalidRequest("A cost is an amount in USD, such as 0.05.", param=name) from None
+    if not 0 <= cost < 2**63:
+        raise InvalidRequest("No call can cost that.", param=name)
+    return cost
+
+
+def _milliseconds(visit: Visit, name: str) -> int | None:
+    text = visit.query(name)
+    if text is not None and not (text.isdecimal() and len(text) < 10):
+        raise InvalidRequest("A duration is a number of milliseconds.", param=name)
+    return int(text) if text else None
 
 
 def _moment(visit: Visit, name: str) -> datetime | None:

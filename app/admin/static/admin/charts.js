@@ -8,7 +8,7 @@ const ms = (value) => value == null ? "—" : value < 1000 ? `${Math.round(value
 const KINDS = {
   requests: { told: count, lines: [["requests", "Requests", 1, "bars"], ["errors", "Errors", 2, "bars"]] },
   cost: { told: usd, lines: [["cost", "Spend", 1, "bars"]] },
-  latency: { told: ms, lines: [["p95", "p95", 4, "line"], ["p50", "p50", 1, "line"], ["first", "First token p50", 3, "line"]] },
+  latency: { told: ms, lines: [["p95", "p95", 4, "line"], ["p50", "p50", 1, "line"], ["first", "First token", 3, "line"]] },
   tokens: { told: count, lines: [["prompt", "In", 1, "area"], ["completion", "Out", 3, "area"]] },
 };
 
@@ -40,7 +40,7 @@ function load(assets) {
   });
 }
 
-function options(kind, element) {
+function options(kind, element, data) {
   const { told, lines } = KINDS[kind];
   const muted = ink("muted");
   const axis = { stroke: muted, font: "11px Inter, sans-serif", grid: { stroke: ink("line"), width: 1 }, ticks: { show: false }, gap: 8 };
@@ -49,14 +49,14 @@ function options(kind, element) {
     height: 190,
     padding: [8, 4, 0, 0],
     cursor: { sync: { key: "overview" }, points: { size: 6 }, y: false },
-    legend: { live: true, markers: { width: 0 } },
-    scales: { x: { time: true }, y: { range: (_, low, high) => [0, high > 0 ? high * 1.1 : 1] } },
+    legend: { live: true, markers: { width: 0, fill: (_, index) => index ? ink(`chart-${lines[index - 1][2]}`) : "transparent" } },
+    scales: { x: { time: true, range: (_, low, high) => { const half = (data[0][1] - data[0][0]) / 2 || 1800; return [low - half, high + half]; } }, y: { range: (_, low, high) => [0, high > 0 ? high * 1.1 : 1] } },
     axes: [
       { ...axis, grid: { show: false }, space: 60 },
       { ...axis, size: 58, space: 36, values: (_, ticks) => ticks.map(told) },
     ],
     series: [
-      { label: "From", value: (_, at) => at == null ? "—" : new Date(at * 1000).toLocaleString(undefined, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" }) },
+      { label: "At", value: (_, at) => at == null ? "—" : new Date(at * 1000).toLocaleString(undefined, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" }) },
       ...lines.map(([, label, number, shape]) => {
         const colour = ink(`chart-${number}`);
         const isBar = shape === "bars";
@@ -64,7 +64,7 @@ function options(kind, element) {
           label, stroke: colour, width: isBar ? 0 : 1.6, spanGaps: true, value: (_, value) => told(value),
           points: { show: false },
           fill: isBar ? colour : shape === "area" ? faint(colour, 0.12) : undefined,
-          paths: isBar ? window.uPlot.paths.bars({ size: [0.68, 36], radius: 0.12 }) : window.uPlot.paths.spline?.(),
+          paths: isBar ? window.uPlot.paths.bars({ size: [0.68, 36], radius: 0.12 }) : window.uPlot.paths.linear(),
         };
       }),
     ],
@@ -77,7 +77,7 @@ function draw(series) {
   for (const chart of charts) chart.plot.destroy();
   charts = [...document.querySelectorAll("[data-chart]")].map((element) => {
     const kind = element.dataset.chart;
-    return { kind, element, plot: new window.uPlot(options(kind, element), columns(kind, series), element) };
+    return { kind, element, plot: new window.uPlot(options(kind, element, columns(kind, series)), columns(kind, series), element) };
   });
 }
 

@@ -1,0 +1,204 @@
+"""How long the dashboard's pages take with a large ledger: `python -m bench.pages --rows 5000000`.
+
+Starts a PostgreSQL, a Valkey and a gateway of its own, writes that many records (by SQL, spread over 30 days, 500 users, 2,000 keys, 12
+endpoints), sums them as the drainer does, and asks for each page, one after the other, as a browser that is signed in. What is told
+is the time until the whole page has arrived. The goal: p95 of each page below 150 ms at five million rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import http.cookies
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import urlencode
+
+import asyncpg
+
+from app.database import open_engine
+from app.embedded import PostgresServer, ValkeyServer
+from app.storage.sql_usage import SqlUsageStore
+from tests.e2e.conftest import environment
+from tests.e2e.house import ADMIN_TOKEN, House
+from tests.kit import raw_http
+from tests.kit.processes import GatewayProcess, UpstreamProcess
+
+USERS, KEYS, MODELS = 500, 2_000, 6
+GOAL_MS = 150.0
+
+CONFIGURATION = (
+    "INSERT INTO users (oid, email, name) SELECT 'user-' || n, 'user-' || n || '@example.com', 'User ' || n "
+    f"FROM generate_series(1, {USERS}) AS n",
+    "INSERT INTO keys (id, user_oid, name, digest, key_prefix, last4) SELECT lpad(to_hex(n), 32, '0')::uuid, "
+    f"'user-' || (n % {USERS} + 1), 'key ' || n, decode(md5(n::text) || md5('k' || n), 'hex'), 'sk-ag-' || n, '0000' "
+    f"FROM generate_series(1, {KEYS}) AS n",
+    "INSERT INTO budgets (key_id, period, soft_limit_nanousd, hard_limit_nanousd) "
+    "SELECT id, 'monthly', 8000000000, 10000000000 FROM keys",
+    f"INSERT INTO models (name) SELECT 'model-' || n FROM generate_series(1, {MODELS}) AS n",
+    "INSERT INTO endpoints (id, model, provider, upstream_model, api_base) SELECT lpad(to_hex(n + 65536), 32, '0')::uuid, "
+    f"'model-' || (n % {MODELS} + 1), 'demo', 'upstream-' || n, '' FROM generate_series(1, {2 * MODELS}) AS n",
+)
+RECORDS = """
+INSERT INTO usage_records (created_at, request_id, user_oid, key_id, requested_model, served_model, endpoint_id, provider,
+  dialect, is_stream, outcome, http_status, prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, usage_quality,
+  cost_nanousd, price_id, first_token_ms, duration_ms, attempts, detail)
+SELECT at, (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7' || substr(md5(n::text), 1, 3) || '8'
+    || substr(md5(n::text), 4, 15))::uuid,
+  'user-' || (k % {users} + 1), lpad(to_hex(k), 32, '0')::uuid, 'model-' || m, 'model-' || m,
+  lpad(to_hex(e + 65536), 32, '0')::uuid, 'openai', 'chat', n % 3 > 0, CASE WHEN n % 50 = 0 THEN 'upstream_error' ELSE 'ok' END,
+  CASE WHEN n % 50 = 0 THEN 502 ELSE 200 END, 200 + n % 1900, 20 + n % 600, 0, 0, 'exact', 100000 + n % 9000000, 'map:x',
+  120 + (n % 900)::int, 300 + (n % 4000)::int, 1, '{{}}'::jsonb
+FROM (SELECT n, now() - (n::float8 / {rows}) * interval '30 days' AS at, (n * 7919 % {keys} + 1)::int AS k,
+        (n * 31 % {endpoints} + 1)::int AS e, ((n * 31 % {endpoints} + 1) % {models} + 1)::int AS m
+      FROM generate_series({first}::bigint, {last}::bigint) AS n) AS made
+"""
+ROLLUPS = """
+INSERT INTO usage_rollups SELECT date_trunc('hour', created_at), user_oid, key_id::text, '', served_model, endpoint_id::text, count(*),
+  count(*) FILTER (WHERE outcome <> 'ok'), sum(prompt_tokens)::bigint, sum(completion_tokens)::bigint, 0, 0, sum(cost_nanousd)::bigint
+FROM usage_records GROUP BY 1, 2, 3, 4, 5, 6
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    name: str
+    status: int
+    p50_ms: float
+    p95_ms: float
+    bytes: int
+
+
+PAGES = {
+    "overview 24h": "/admin/?range=24h",
+    "overview 7d": "/admin/?range=7d",
+    "overview 30d": "/admin/?range=30d",
+    "keys": "/admin/keys",
+    "keys, searched": "/admin/keys?q=key+19",
+    "key": "/admin/keys/00000000-0000-0000-0000-000000000007",
+    "users": "/admin/users",
+    "user": "/admin/user?oid=user-8",
+    "delete user": "/admin/user/delete?oid=user-8",
+    "models": "/admin/models",
+    "model": "/admin/model?name=model-2",
+    "usage": "/admin/usage",
+    "usage by key": "/admin/usage?key=00000000-0000-0000-0000-000000000007",
+    "usage by user": "/admin/usage?user=user-8",
+    "usage by model": "/admin/usage?model=model-2",
+    "usage by outcome": "/admin/usage?outcome=upstream_error",
+    "usage by status": "/admin/usage?http_status=502",
+    "usage by cost": "/admin/usage?min_cost=0.009",
+    "usage of a period": "/admin/usage?period=7d",
+    "usage, nothing found": "/admin/usage?model=no-such-model",
+    "audit": "/admin/audit",
+    "settings": "/admin/settings",
+}
+
+
+async def fill(database_url: str, rows: int, *, batch: int = 500_000) -> None:
+    """Write users, keys, models and that many records, and sum them."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        for statement in CONFIGURATION:
+            await connection.execute(statement)
+        await connection.execute("UPDATE config_revision SET revision = revision + 1")
+        await connection.execute(
+            "INSERT INTO config_changes (revision, kind, ref) SELECT revision, 'catalog', 'model-1' FROM config_revision"
+        )
+        engine = open_engine(database_url.replace("postgresql://", "postgresql+asyncpg://"))
+        now = datetime.now(UTC)
+        await SqlUsageStore(engine).ensure_partitions(now, now - timedelta(days=30), now - timedelta(days=15))
+        await engine.dispose()
+        for first in range(1, rows + 1, batch):
+            last = min(first + batch - 1, rows)
+            numbers = {"users": USERS, "keys": KEYS, "models": MODELS, "endpoints": 2 * MODELS}
+            await connection.execute(RECORDS.format(rows=rows, first=first, last=last, **numbers))
+        await connection.execute(ROLLUPS)
+        await connection.execute(_endpoint_fill())
+        await connection.execute("VACUUM (ANALYZE) usage_records, usage_rollups, endpoint_rollups, keys, users")
+    finally:
+        await connection.close()
+
+
+def _endpoint_fill() -> str:
+    import importlib.util
+
+    path = Path(__file__).resolve().parent.parent / "migrations" / "versions" / "0003_endpoint_rollups.py"
+    spec = importlib.util.spec_from_file_location("fill", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return str(module.FILL)
+
+
+async def signed_in(port: int) -> str:
+    """The cookie of a new session."""
+    answer = await raw_http.call(
+        port,
+        "POST",
+        "/admin/sign-in",
+        headers={"content-type": "application/x-www-form-urlencoded"},
+        body=urlencode({"token": ADMIN_TOKEN}).encode(),
+    )
+    assert answer.status == 303, answer.text
+    jar = http.cookies.SimpleCookie(answer.header("set-cookie") or "")
+    return "; ".join(f"{name}={morsel.value}" for name, morsel in jar.items())
+
+
+async def timed(port: int, cookie: str, name: str, path: str, *, rounds: int) -> Timed:
+    took, answer = [], None
+    for _ in range(rounds + 2):  # the first two warm what every later reader finds warm
+        began = time.perf_counter()
+        answer = await raw_http.call(port, "GET", path, headers={"cookie": cookie, "accept": "text/html"})
+        took.append((time.perf_counter() - began) * 1000)
+    assert answer is not None
+    assert answer.status == 200, (name, answer.status)
+    cuts = statistics.quantiles(took[2:], n=20, method="inclusive")
+    return Timed(name, answer.status, statistics.median(took[2:]), cuts[-1], len(answer.body))
+
+
+async def measure(database_url: str, redis_url: str, *, rows: int, rounds: int) -> list[Timed]:
+    env = environment(database_url, redis_url)
+    gateway, upstream = GatewayProcess(env), UpstreamProcess()
+    try:
+        await gateway.start()
+        house = House(gateway, upstream, database_url, redis_url, env)
+        began = time.perf_counter()
+        await fill(database_url, rows)
+        print(f"{rows:,} records written in {time.perf_counter() - began:.0f} s", flush=True)
+        cookie = await signed_in(house.gateway.port)
+        return [await timed(house.gateway.port, cookie, name, path, rounds=rounds) for name, path in PAGES.items()]
+    finally:
+        gateway.destroy()
+        upstream.destroy()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=5_000_000)
+    parser.add_argument("--rounds", type=int, default=40)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-pages-") as home:
+        postgres = PostgresServer(Path(home) / "postgres", durable=False, on_progress=lambda _: None)
+        valkey = ValkeyServer(Path(home) / "valkey", durable=False, on_progress=lambda _: None)
+        postgres.start()
+        valkey.start()
+        try:
+            found = asyncio.run(measure(postgres.url, valkey.url, rows=asked.rows, rounds=asked.rounds))
+        finally:
+            valkey.stop()
+            postgres.stop()
+    for each in found:
+        flag = "" if each.p95_ms <= GOAL_MS else "  over the goal"
+        print(
+            f"{each.name:24} {each.status}  p50 {each.p50_ms:7.1f} ms  p95 {each.p95_ms:7.1f} ms  {each.bytes:>8,} B{flag}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""Every form, as people fill them in: with JavaScript nothing is loaded whole, without it everything works all the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.admin.conftest import Site, Visitor, visitor
+from tests.e2e.house import Json, unique
+
+
+@pytest.fixture(params=[True, False], ids=["with JavaScript", "without JavaScript"])
+def hand(request: pytest.FixtureRequest, browser: Browser, site: Site) -> Iterator[Visitor]:
+    made = visitor(browser, site, java_script_enabled=request.param)
+    made.page.on("dialog", lambda dialog: dialog.accept())
+    yield made
+    assert made.complaints == []
+    made.context.close()
+
+
+def told(site: Site, path: str) -> Json:
+    return site.run(site.house.admin("GET", path, expect=200))
+
+
+def test_a_user_is_made_changed_renewed_suspended_and_deleted_with_its_keys(site: Site, hand: Visitor) -> None:
+    page, oid = hand.page, unique("form/user")
+    page.goto(f"{site.origin}/admin/users/new")
+    page.get_by_label("Oid").fill("no spaces")
+    page.get_by_label("E-mail").fill("not an address")
+    page.get_by_role("button", name="Add the user").click()
+    expect(page.locator("#d-user_oid")).to_contain_text("visible ASCII")
+    assert page.get_by_label("Oid").get_attribute("aria-invalid") == "true"
+    page.get_by_label("Oid").fill(oid)
+    page.get_by_role("button", name="Add the user").click()
+    expect(page.locator("#d-email")).to_contain_text("not an e-mail address")
+    page.get_by_label("E-mail").fill("form@example.com")
+    page.locator('[name="budgets.0.hard_limit_usd"]').fill("12.50")
+    page.locator('[name="limits.0.limit"]').fill("100")
+    page.locator('[name="limits.0.window_seconds"]').fill("5m")
+    page.get_by_role("button", name="Add the user").click()
+    expect(page.get_by_role("status")).to_contain_text("Created")
+    made = told(site, f"users/{oid}")
+    assert made["budgets"][0]["hard_limit_usd"] == "12.5"
+    assert made["limits"][0] == {"kind": "requests", "limit": 100, "window_seconds": 300}
+
+    page.get_by_role("button", name="Suspend").click()
+    expect(page.get_by_text("every call is refused")).to_be_visible()
+    page.get_by_role("button", name="+30 days").click()
+    expect(page.get_by_role("status")).to_contain_text("Renewed")
+    assert told(site, f"users/{oid}")["payment_status"] == "active"
+
+    page.get_by_role("link", name="New key").first.click()
+    expect(page.get_by_role("heading", name="New key")).to_be_visible()
+    page.locator("#f-name").fill("of the form")
+    page.get_by_role("button", name="Make the key").click()
+    expect(page.locator("#secret")).to_have_value(re.compile("^sk-"))
+    page.goto(f"{site.origin}/admin/user?oid={oid.replace('/', '%2F')}")
+    page.get_by_role("link", name="Delete…").click()
+    expect(page.get_by_text("of the form")).to_be_visible()
+    page.get_by_role("button", name="Delete the user and 1 key").click()
+    expect(page.get_by_role("status")).to_contain_text("Deleted")
+    assert site.run(site.house.admin("GET", f"users/{oid}"))["error"]["code"] == "not_found"
+
+
+def test_a_key_is_edited_rotated_and_revoked(site: Site, hand: Visitor) -> None:
+    page = hand.page
+    oid = site.run(site.house.user())
+    made = site.run(site.house.admin("POST", "keys", {"user_oid": oid, "name": "k"}, expect=201))
+    path = f"{site.origin}/admin/keys/{made['id']}"
+    page.goto(f"{path}/edit")
+    page.locator("#f-name").fill("renamed")
+    page.locator("#f-labels").fill("team=search\nenv=prod")
+    page.get_by_label("Expires").fill("not a date")
+    page.locator('[name="budgets.0.soft_limit_usd"]').fill("20")
+    page.locator('[name="budgets.0.hard_limit_usd"]').fill("1o")
+    page.get_by_role("button", name="Save").click()
+    expect(page.locator("#d-expires_at")).to_contain_text("no date")
+    expect(page.locator(".error").filter(has_text="decimal")).to_be_visible()
+    page.get_by_label("Expires").fill("2027-12-31")
+    page.locator('[name="budgets.0.hard_limit_usd"]').fill("10")
+    page.get_by_role("button", name="Save").click()
+    expect(page.locator(".error").filter(has_text="hard limit")).to_be_visible()
+    assert page.locator("#f-name").input_value() == "renamed"
+    page.locator('[name="budgets.0.soft_limit_usd"]').fill("8")
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_role("status")).to_contain_text("Saved")
+    key = told(site, f"keys/{made['id']}")
+    assert key["name"] == "renamed"
+    assert key["labels"] == {"team": "search", "env": "prod"}
+    assert key["budgets"][0]["soft_limit_usd"] == "8"
+    assert key["expires_at"].startswith("2027-12-31T23:59:59")
+
+    page.get_by_role("button", name="Rotate").click()
+    expect(page.locator("#secret")).to_have_value(re.compile("^sk-"))
+    assert page.locator("#secret").input_value() != made["key"]
+    page.goto(path)
+    assert made["key"] not in page.content()
+    page.get_by_role("button", name="Revoke for good").click()
+    expect(page.get_by_role("status")).to_contain_text("Revoked")
+    assert told(site, f"keys/{made['id']}")["status"] == "revoked"
+
+
+def test_what_somebody_else_has_changed_meanwhile_is_not_overwritten(site: Site, visit: Visitor) -> None:
+    made = site.run(site.house.admin("POST", "keys", {"user_oid": site.company.users[0], "name": "k"}, expect=201))
+    visit.open(f"/admin/keys/{made['id']}/edit")
+    site.run(site.house.admin("PATCH", f"keys/{made['id']}", {"name": "theirs"}, expect=200))
+    visit.page.locator("#f-name").fill("mine")
+    visit.page.get_by_role("button", name="Save").click()
+    expect(visit.page.get_by_role("alert")).to_contain_text("Somebody else has changed this")
+    assert visit.page.locator("#f-name").input_value() == "mine"
+    assert told(site, f"keys/{made['id']}")["name"] == "theirs"
+
+
+def test_a_model_an_endpoint_and_their_prices(site: Site, hand: Visitor) -> None:
+    page, name = hand.page, unique("vendor/model")
+    page.goto(f"{site.origin}/admin/models/new")
+    page.get_by_label("Name").fill(name)
+    page.get_by_label("Fallbacks").fill("no-such-model")
+    page.locator("#f-price_policy").select_option("own")
+    page.get_by_label("Input", exact=True).fill("2.50")
+    page.get_by_role("button", name="Register the model").click()
+    expect(page.locator('[id="d-price.output_usd_per_mtok"]')).to_contain_text("needed")
+    page.get_by_label("Output", exact=True).fill("10")
+    page.get_by_role("button", name="Register the model").click()
+    expect(page.locator("#d-fallbacks")).to_contain_text("no other model")
+    page.get_by_label("Fallbacks").fill("gpt-4o")
+    page.get_by_role("button", name="Register the model").click()
+    expect(page.get_by_role("status")).to_contain_text("Created")
+    assert page.get_by_text("$2.5").first.is_visible()
+
+    page.get_by_role("link", name="New endpoint").click()
+    expect(page.get_by_role("heading", name="New endpoint")).to_be_visible()
+    page.get_by_label("Address").fill("http://169.254.169.254/v1")
+    page.get_by_label("API key").fill("sk-upstream-secret-of-the-form")
+    page.get_by_role("button", name="Register the endpoint").click()
+    expect(page.locator("#d-api_base")).to_be_visible()
+    page.get_by_label("Address").fill(site.house.upstream.base_url)
+    page.get_by_label("API key").fill("sk-upstream-secret-of-the-form")
+    page.get_by_role("button", name="Register the endpoint").click()
+    expect(page.get_by_role("status")).to_contain_text("Created")
+    assert "secret-of-the-form" not in page.content()
+    page.get_by_role("button", name="Check now").click()
+    expect(page.get_by_role("status")).to_contain_text("It is there")
+    page.get_by_role("button", name="Drain").click()
+    expect(page.get_by_role("status")).to_contain_text("Draining")
+    page.get_by_role("button", name="Back into rotation").click()
+    expect(page.get_by_role("status")).to_contain_text("Back in rotation")
+    page.get_by_role("button", name="Reset breaker").click()
+    expect(page.get_by_role("status")).to_contain_text("reset")
+    page.get_by_role("link", name="Delete…").click()
+    page.get_by_role("button", name="Delete the endpoint").click()
+    expect(page.get_by_role("alert")).to_be_visible()
+    page.get_by_label("Also if it is the last one").check()
+    page.get_by_role("button", name="Delete the endpoint").click()
+    expect(page.get_by_role("status")).to_contain_text("Deleted")
+    page.get_by_role("link", name="Delete…").click()
+    page.get_by_role("button", name="Delete the model").click()
+    expect(page.get_by_role("status")).to_contain_text("Deleted")
+
+
+def test_an_app_and_an_administrator(site: Site, hand: Visitor) -> None:
+    page, app_id = hand.page, unique("app")
+    page.goto(f"{site.origin}/admin/apps/new")
+    page.get_by_label("Id", exact=True).fill("no good id")
+    page.get_by_role("button", name="Register the app").click()
+    expect(page.locator("#d-app_id")).to_contain_text("must be 1 to 100")
+    page.get_by_label("Id", exact=True).fill(app_id)
+    page.get_by_label("Own secret only").check()
+    page.get_by_role("button", name="Register the app").click()
+    expect(page.locator("#secret")).to_be_visible()
+    assert told(site, f"apps/{app_id}")["own_secret_only"] is True
+    page.get_by_role("link", name="Go to the app").click()
+    page.get_by_role("button", name="Switch off").click()
+    expect(page.get_by_text("its calls are refused")).to_be_visible()
+    page.get_by_role("link", name="Delete…").click()
+    page.get_by_role("button", name="Delete the app").click()
+    expect(page.get_by_role("status")).to_contain_text("Deleted")
+
+    name = unique("Ada")
+    page.goto(f"{site.origin}/admin/admins/new")
+    page.get_by_role("button", name="Make the token").click()
+    expect(page.locator("#d-name")).to_contain_text("empty")
+    page.get_by_label("Name").fill(name)
+    page.get_by_role("button", name="Make the token").click()
+    expect(page.locator("#secret")).to_be_visible()
+    page.goto(f"{site.origin}/admin/admins")
+    row = page.locator("tr").filter(has_text=name)
+    row.get_by_role("button", name="Revoke").click()
+    expect(page.locator("tr").filter(has_text=name)).to_contain_text("revoked")
+
+
+def test_many_keys_are_revoked_at_once_and_filters_stay_in_the_address(site: Site, visit: Visitor) -> None:
+    page = visit.page
+    page.on("dialog", lambda dialog: dialog.accept())
+    oid = site.run(site.house.user())
+    ids = [site.run(site.house.admin("POST", "keys", {"user_oid": oid, "name": f"b{n}"}))["id"] for n in range(3)]
+    visit.open(f"/admin/keys?user={oid}")
+    before = page.evaluate("performance.timeOrigin")
+    page.get_by_label("Select all").check()
+    page.get_by_role("button", name="Revoke").click()
+    expect(page.get_by_role("status")).to_contain_text("Revoked")
+    assert {told(site, f"keys/{each}")["status"] for each in ids} == {"revoked"}
+    page.goto(f"{site.origin}/admin/keys")
+    before = page.evaluate("performance.timeOrigin")
+    page.get_by_label("Status").select_option("revoked")
+    page.wait_for_url("**status=revoked**")
+    page.get_by_label("Search keys", exact=True).fill("b1")
+    page.wait_for_url("**q=b1**")
+    expect(page.locator("tbody tr")).to_have_count(1)
+    page.get_by_role("link", name="b1").click()
+    page.wait_for_url(f"**/admin/keys/{ids[1]}")
+    assert page.evaluate("performance.timeOrigin") == before, "a whole page was loaded"
+    assert visit.complaints == []
+
+
+def test_rows_of_limits_are_added_and_taken_away(site: Site, visit: Visitor) -> None:
+    page = visit.page
+    visit.open("/admin/users/new")
+    limits = page.locator('[data-rows="limits"]')
+    limits.get_by_role("button", name="Add a limit").click()
+    limits.locator('[name="limits.1.limit"]').fill("5")
+    limits.get_by_role("button", name="Remove this limit").first.click()
+    oid = unique("user")
+    page.get_by_label("Oid").fill(oid)
+    page.get_by_role("button", name="Add the user").click()
+    expect(page.get_by_role("status")).to_contain_text("Created")
+    assert [limit["limit"] for limit in told(site, f"users/{oid}")["limits"]] == [5]
+
+
+def test_the_playground_sends_as_a_key_and_tells_what_it_cost(site: Site, hand: Visitor) -> None:
+    page: Page = hand.page
+    page.goto(f"{site.origin}/admin/playground?model=demo&key={site.company.keys[0][0]}")
+    page.get_by_label("Message", exact=True).fill("Hello there")
+    page.get_by_role("button", name="Send", exact=True).click()
+    answer = page.locator(".said.assistant .text")
+    expect(answer).not_to_have_text(re.compile(r"^…?$"))
+    assert "failed" not in (page.locator(".said.assistant").get_attribute("class") or "")
+    trail = told(site, "audit?action=playground.call&limit=1")["items"]
+    assert trail[0]["after"]["key_id"] == site.company.keys[0][0]
+    record = site.run(site.house.record(trail[0]["object_id"]))
+    assert record["key_id"] == site.company.keys[0][0]
+    if page.locator("[data-as]").first.is_visible():
+        expect(page.locator("[data-facts]")).to_contain_text("Request id")
+
+
+def test_content_is_shown_when_asked_for_and_the_look_is_in_the_trail(site: Site, hand: Visitor) -> None:
+    house = site.house
+    answer = site.run(house.chat(site.company.secrets[0], "demo"))
+    request_id = answer.header("x-request-id")
+    assert request_id
+    site.run(house.record(request_id))
+    hand.page.goto(f"{site.origin}/admin/usage/{request_id}")
+    assert "Say hello" not in hand.page.content()
+    hand.page.get_by_role("button", name="Show what was sent").click()
+    expect(hand.page.locator(".code pre").first).to_contain_text("Say hello")
+    trail = told(site, f"audit?object_id={request_id}")["items"]
+    assert any(row["action"] == "call.view_content" for row in trail)
+
+
+def test_the_trail_is_verified_by_a_button(site: Site, hand: Visitor) -> None:
+    hand.page.goto(f"{site.origin}/admin/audit")
+    hand.page.get_by_role("button", name="Verify the chain").click()
+    expect(hand.page.get_by_role("status")).to_contain_text("The chain holds")
