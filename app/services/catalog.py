@@ -112,6 +112,11 @@ class CatalogFollower:
                     logger.warning("configuration_not_followed", revision=self._seen)
                 is_behind = True
                 CONFIG_FAILING.set(1)
+            except Exception:
+                CONFIG_FAILING.set(
+                    1
+                )  # a configuration that nobody can read: the supervisor says so and tries again, the last one serves
+                raise
             try:
                 async with asyncio.timeout(POLL_S):
                     await self._wakeup.wait()
