@@ -229,7 +229,10 @@ class Connection(asyncio.Protocol):
             self.headers = Headers()
             return
         self.is_complete = True
-        self.is_reusable = self._parser.should_keep_alive() and self._transport is not None
+        transport = self._transport
+        # An answer that comes before all of the request has left (413, say) leaves bytes of it behind.
+        has_sent_all = transport is not None and not transport.get_write_buffer_size()
+        self.is_reusable = has_sent_all and self._parser.should_keep_alive()
 
     # ── Waking ────────────────────────────────────────────────────────────────────────────────────────────────────────
 

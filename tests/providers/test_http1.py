@@ -21,6 +21,10 @@ class Wire(asyncio.Transport):
         self.written = b""
         self.reads = True
         self.is_aborted = False
+        self.unsent_bytes = 0
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent_bytes
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.written += bytes(data)
@@ -175,6 +179,14 @@ def test_a_server_that_does_not_keep_the_connection_gets_no_second_request_on_it
     connection, _ = asked()
     connection.data_received(head + b"Content-Length: 2\r\n\r\nok")
     assert connection.taken() == b"ok"
+    assert connection.is_complete
+    assert not connection.is_reusable
+
+
+def test_an_answer_that_comes_before_the_request_has_left_is_the_last_on_its_connection() -> None:
+    connection, wire = asked()
+    wire.unsent_bytes = 1
+    connection.data_received(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n")
     assert connection.is_complete
     assert not connection.is_reusable
 
