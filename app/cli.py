@@ -101,7 +101,9 @@ def torture(
 def bench(
     short: Annotated[bool, typer.Option("--short", help="One round of seconds instead of three.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print every figure as JSON.")] = False,
-    workers: Annotated[int, typer.Option(help="WORKERS of the gateway that is measured.", min=1, max=64)] = 1,
+    workers: Annotated[
+        str, typer.Option(help="WORKERS of the gateway that is measured; several (1,2) for one gateway each.")
+    ] = "1",
     against: Annotated[
         str | None,
         typer.Option(help="Another gateway, running: http://HOST:PORT. Its model must lead to --upstream-port."),

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from app.bench.load import Result
 from app.bench.plan import SHORT, UNARY
@@ -21,6 +22,7 @@ from app.bench.stage import Measured
 from app.bench.upstream import CHUNKS, STREAM_END, STREAM_HEAD
 from app.bench.upstream import UNARY as UNARY_ANSWER
 from app.bench.wire import STREAM_CHUNKS, Answer, request
+from app.cli import cli
 from tests.kit.clients import REPO_ROOT
 
 STREAM = STREAM_HEAD + b"".join(CHUNKS) + STREAM_END
@@ -64,6 +66,16 @@ def test_a_figure_is_the_median_of_its_rounds_and_its_json_holds_no_nan() -> Non
     figures = json.loads(as_json(outcome), parse_constant=lambda name: pytest.fail(name))["figures"]
 
     assert figures[0]["medians"] == {"direct": None, "gateway": 400.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [(["--workers", "1,zwei"], "--workers"), (["--workers", "0"], "--workers"), (["--only", "nothing"], "--only")],
+)
+def test_a_run_that_cannot_be_is_refused_before_it_starts(options: list[str], problem: str) -> None:
+    answer = CliRunner().invoke(cli, ["bench", *options])
+    assert answer.exit_code == 2
+    assert problem in answer.output
 
 
 @pytest.mark.timeout(180)

@@ -16,12 +16,14 @@ from app.bench.report import show
 from app.bench.run import bench as run
 from app.embedded import EmbeddedError
 
+MOST_WORKERS = 64
+
 
 def bench(
     *,
     is_short: bool,
     as_json: bool,
-    workers: int,
+    workers: str,
     against: Against | None,
     beside: Path | None,
     upstream_port: int,
@@ -32,11 +34,14 @@ def bench(
     scenarios = tuple(s for s in SCENARIOS if only is None or s.name in only.split(","))
     if not scenarios:
         raise typer.BadParameter(f"one or more of {','.join(s.name for s in SCENARIOS)}", param_hint="--only")
+    numbers = [int(each) for each in workers.split(",") if each.isdigit() and 1 <= int(each) <= MOST_WORKERS]
+    if len(numbers) != workers.count(",") + 1:
+        raise typer.BadParameter(f"numbers from 1 to {MOST_WORKERS}: 1,2", param_hint="--workers")
     base = SHORT if is_short else FULL
     options = replace(
         base,
         rounds=rounds or base.rounds,
-        workers=workers,
+        workers=tuple(numbers),
         against=against,
         beside=beside,
         upstream_port=upstream_port,

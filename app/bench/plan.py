@@ -46,7 +46,8 @@ class Options:
     """Of load for each scenario, target and round."""
     starts: int
     """How often a start is timed."""
-    workers: int = 1
+    workers: tuple[int, ...] = (1,)
+    """One gateway for each of these numbers of WORKERS."""
     against: Against | None = None
     beside: Path | None = None
     """Another checkout of this repository, run the same way: before and after."""

@@ -87,7 +87,7 @@ def show(outcome: Outcome) -> None:
     targets = [target for target in outcome.targets if target != DIRECT]
     options = outcome.options
     where = "gateways pinned apart from the load" if outcome.is_pinned else "gateways and load share their cores"
-    title = f"Medians of {options.rounds} rounds of {options.seconds:.0f} s, WORKERS={options.workers}, {where}"
+    title = f"Medians of {options.rounds} rounds of {options.seconds:.0f} s, WORKERS={','.join(map(str, options.workers))}, {where}"
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for target in targets:

@@ -13,7 +13,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -194,7 +194,7 @@ async def until_idle(pid: int) -> None:
 async def staged(options: Options) -> AsyncIterator[Stage]:
     """Everything started and answering; everything ended on the way out, whatever happens, and its folder removed."""
     home = _temporary_folder()
-    cores = Cores.shared_out(options.workers)
+    cores = Cores.shared_out(max(options.workers))
     with ExitStack() as ending:
         keeper = Keeper(home)
         ending.callback(keeper.close)
@@ -218,10 +218,10 @@ async def staged(options: Options) -> AsyncIterator[Stage]:
             program = started("nginx", command, on=cores.gateways)
             await program.until_listening(port)
             targets.append(Target("nginx", "127.0.0.1", port, "none", MODEL, program.pid))
-        trees = {"gateway": ROOT} | ({"beside": options.beside} if options.beside else {})
-        for name, tree in trees.items():
-            gateway = await _gateway(name, tree, home / name, options, cores, keeper, ending)
+        for name, tree, workers in _gateways(options):
+            gateway = await _gateway(name, tree, home / name, workers, cores, keeper, ending)
             await asyncio.to_thread(gateway.register, upstream_port)
+            await gateway.timed_start()  # afresh: the first one has made the tables, and holds what it needed for that
             targets.append(Target(name, "127.0.0.1", gateway.port, gateway.key, MODEL, gateway.program.pid, gateway))
         if options.against is not None:
             url = urlsplit(options.against.url)
@@ -232,6 +232,14 @@ async def staged(options: Options) -> AsyncIterator[Stage]:
         yield Stage(targets, load, cores)
 
 
+def _gateways(options: Options) -> Iterator[tuple[str, Path, int]]:
+    """Name, checkout and WORKERS of each."""
+    for workers in options.workers:
+        yield "gateway" if len(options.workers) == 1 else f"{workers} workers", ROOT, workers
+    if options.beside is not None:
+        yield "beside", options.beside, options.workers[0]
+
+
 def _temporary_folder() -> Path:
     """nginx started by root serves as `nobody`, who must reach its own folder in here."""
     home = Path(tempfile.mkdtemp(prefix="gateway-bench-"))
@@ -240,7 +248,7 @@ def _temporary_folder() -> Path:
 
 
 async def _gateway(
-    name: str, tree: Path, home: Path, options: Options, cores: Cores, keeper: Keeper, ending: ExitStack
+    name: str, tree: Path, home: Path, workers: int, cores: Cores, keeper: Keeper, ending: ExitStack
 ) -> Gateway:
     postgres = PostgresServer(home / "postgres", on_progress=lambda _: None)
     valkey = ValkeyServer(home / "valkey", on_progress=lambda _: None)
@@ -258,7 +266,7 @@ async def _gateway(
         "LC_ALL": "C.UTF-8",
         "HOST": "127.0.0.1",
         "PORT": str(port),
-        "WORKERS": str(options.workers),
+        "WORKERS": str(workers),
         "DATA_DIR": str(home / "data"),
         "DATABASE_URL": postgres.url,
         "REDIS_URL": valkey.url,
