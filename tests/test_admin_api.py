@@ -606,6 +606,17 @@ async def test_deleting_what_is_in_use_names_what_uses_it_unless_forced(api: Cli
     await _refused(api.get(f"/endpoints/{endpoint['id']}"), 404, "not_found")
 
 
+async def test_a_model_that_keys_overflow_to_is_in_use(api: Client) -> None:
+    await _with_user(api)
+    await _ok(api.post("/models", json={"name": "spare"}), 201)
+    overflow = {"mode": "fallback", "fallback_model": "spare"}
+    key = await _ok(api.post("/keys", json={"user_oid": "u", "overflow": overflow}), 201)
+
+    assert key["id"] in await _refused(api.delete("/models/spare"), 409, "in_use")
+    await _ok(api.post(f"/keys/{key['id']}/revoke"))
+    await _ok(api.delete("/models/spare"), 204)
+
+
 async def test_an_endpoint_drains_and_comes_back_and_shows_its_breaker(api: Client, gateway: Gateway) -> None:
     endpoint = await _with_endpoint(api)
     path = f"/endpoints/{endpoint['id']}"

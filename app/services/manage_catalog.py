@@ -112,8 +112,9 @@ class ModelCommands:
             served_by = await command.tx.endpoints_of(name)
             fallback_of = await command.tx.models_falling_back_to(name)
             shadow_of = await command.tx.models_shadowed_by(name)
-            if not force and (served_by or fallback_of or shadow_of):
-                raise InUse(_uses_of_model(name, served_by, fallback_of, shadow_of), param="name")
+            overflow_of = await command.tx.keys_overflowing_to(name)
+            if not force and (served_by or fallback_of or shadow_of or overflow_of):
+                raise InUse(_uses_of_model(name, served_by, fallback_of, shadow_of, overflow_of), param="name")
             await command.tx.delete_model(name)
             gone = {"model": row.spec, "endpoints": [each.spec for each in served_by], "fallback_of": fallback_of}
             gone["shadow_of"] = shadow_of
@@ -128,9 +129,11 @@ async def existing_model(reader: ManagementReader, name: str, param: str) -> Mod
     return row
 
 
-def _uses_of_model(name: str, served_by: list[EndpointRow], fallback_of: list[str], shadow_of: list[str]) -> str:
+def _uses_of_model(
+    name: str, served_by: list[EndpointRow], fallback_of: list[str], shadow_of: list[str], overflow_of: list[str]
+) -> str:
     uses = [f"endpoint {each.id}" for each in served_by] + [f"the fallbacks of '{each}'" for each in fallback_of]
-    uses += [f"the shadow of '{each}'" for each in shadow_of]
+    uses += [f"the shadow of '{each}'" for each in shadow_of] + [f"the overflow of key {each}" for each in overflow_of]
     shown = ", ".join(uses[:10]) + (", …" if len(uses) > 10 else "")
     return f"The model '{name}' is in use by {shown}. Delete these first, or repeat with ?force=true."
 

@@ -291,6 +291,11 @@ class SqlKeys:
             await self.connection.execute(insert(former_credentials).values(**values))
         await self.connection.execute(delete(former_credentials).where(of_key, former_credentials.c.expires_at <= at))
 
+    async def keys_overflowing_to(self, model: str) -> list[str]:
+        names = keys.c.overflow["fallback_model"].astext == model
+        statement = select(keys.c.id).where(names, keys.c.status == "active").order_by(keys.c.id).limit(_SHOWN_USES)
+        return list((await self.connection.execute(statement)).scalars())
+
     async def delete_key(self, key_id: str) -> None:
         await self.connection.execute(delete(keys).where(keys.c.id == key_id))
 
@@ -313,6 +318,8 @@ _KEY_ORDERS: dict[str, Order[KeyRow]] = {
     ),
 }
 
+_SHOWN_USES = 11
+"""One more than a refusal names, so that it can say that there are others."""
 _SUMMED = ("requests", "errors", "prompt_tokens", "completion_tokens", "cost_nanousd")
 
 

@@ -24,7 +24,16 @@ from app.exceptions import (
     UserSuspended,
     UserUnknown,
 )
-from app.services.api_key import APP_SECRET_PREFIX, NewKey, new_key, pepper_of
+from app.services.api_key import (
+    APP_SECRET_PREFIX,
+    CHECKSUM_LENGTH,
+    KEY_PREFIX,
+    NewKey,
+    _checksum,
+    digest_of,
+    new_key,
+    pepper_of,
+)
 from app.services.identities import Identities
 from app.storage.ports import RegisteredApp, StoredSecret
 from tests.calls import NOON, a_key, a_user, an_app, an_identity
@@ -192,6 +201,21 @@ async def test_a_credential_of_the_wrong_form_is_refused_without_a_look_up(house
     with pytest.raises(InvalidApiKey):
         await house.identities.of_key(secret, address=None)
     assert house.store.looked_up == []
+
+
+async def test_keys_that_begin_alike_are_never_taken_for_each_other(house: House) -> None:
+    """T008: what is remembered is keyed by the whole key's digest."""
+    first = new_key(PEPPER)
+    sibling = first.secret[: len(KEY_PREFIX) + 32] + new_key(PEPPER).secret[len(KEY_PREFIX) + 32 : -CHECKSUM_LENGTH]
+    second = sibling + _checksum(sibling.encode())
+    digest = digest_of(second, PEPPER)
+    assert digest is not None
+    house.store.rows[first.digest] = an_identity(a_user(oid="first"), key=a_key(id="k1"))
+    house.store.rows[digest] = an_identity(a_user(oid="second"), key=a_key(id="k2"))
+
+    for _ in range(500):
+        assert (await house.identities.of(first.secret, address=None)).user.oid == "first"
+        assert (await house.identities.of(second, address=None)).user.oid == "second"
 
 
 async def test_an_unknown_key_is_invalid_and_is_not_remembered(house: House) -> None:
