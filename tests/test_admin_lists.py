@@ -196,12 +196,24 @@ async def test_a_label_that_is_none_is_refused(api: Client, keys: dict[str, str]
         {"search": "x" * 10_000},
         {"status": "nope"},
         {"expires_before": "soon"},
+        {"expires_before": "9999-12-31T23:59:59-14:00"},
+        {"expires_before": "0001-01-01T00:00:00+14:00"},
     ],
 )
 async def test_a_question_that_makes_no_sense_is_refused_by_name(api: Client, params: dict[str, Any]) -> None:
     """T060."""
     response = await api.get("/keys", params=params)
     assert (response.status_code, response.json()["error"]["param"]) == (400, next(iter(params))), response.text
+
+
+@pytest.mark.parametrize("moment", ["9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00"])
+async def test_a_time_beyond_the_calendar_is_refused_by_name(api: Client, keys: dict[str, str], moment: str) -> None:
+    for asked in (
+        api.patch(f"/keys/{keys['alpha']}", json={"expires_at": moment}),
+        api.get("/usage/logs", params={"from": moment}),
+    ):
+        response = await asked
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_request"), response.text
 
 
 async def test_a_cursor_belongs_to_its_order(api: Client, keys: dict[str, str]) -> None:

@@ -47,7 +47,10 @@ Item = TypeVar("Item")
 
 def _in_utc(value: datetime) -> datetime:
     """A time without a zone is taken as UTC."""
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    try:
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("this time lies beyond the calendar") from None
 
 
 def _rfc3339(value: datetime) -> str:
