@@ -284,7 +284,6 @@ def wire(settings: Settings, clock: Clock | None = None) -> Process:
     estimation = Estimation(tokenizer)
     admission = Admission(
         counters=counters,
-        ledger=ledger,
         clock=clock,
         conclude=usage_log.conclude,
         default_limits=default_limits(settings),

@@ -8,6 +8,7 @@ from functools import partial
 
 import uvloop
 
+from bench.admission import admission
 from bench.chunk import chunk
 from bench.identify import identify
 from bench.measure import Ratio
@@ -18,6 +19,7 @@ Benchmark = Callable[..., Awaitable[Ratio | list[Ratio]]]
 
 BENCHMARKS: dict[str, Benchmark] = {
     "identify": identify,
+    "admission": admission,
     "relay": relay,
     "stream": partial(relay, is_stream=True),
     "chunk": chunk,

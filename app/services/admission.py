@@ -1,8 +1,8 @@
 """Admission: every limit and budget of key, user, app and model, claimed in one atomic step, and settled on the way out.
 
 1. What the call needs is computed from the identity, the model and the estimate: pure arithmetic, no I/O.
-2. One script takes all of the claims or none. A budget counter that the store does not know is first seeded from the ledger: absent is
-   not zero. Near a limit the script grants fewer output tokens than the most there could be; the upstream is then asked for no more.
+2. One script takes all of the claims or none. Near a limit it grants fewer output tokens than the most there could be; the upstream is
+   then asked for no more. Budgets that the store does not know are counted from the ledger first (see `app.services.recovery`).
 3. A refusal by a limit goes the way of its key's overflow policy. A refusal by a budget whose money is *spent* is final. Money that is
    only reserved by running calls comes free as they settle: the call waits for it, briefly, before it is told to come back.
 4. Inside the context the call runs. Its lease is renewed for as long as this process lives. A process that stood still for longer
@@ -51,17 +51,13 @@ from app.services.turnstile import Turnstiles
 from app.storage.ports import (
     Admitted,
     BudgetRefused,
-    BudgetsUnseeded,
     Counters,
     LimitRefused,
     Reservation,
     Settlement,
-    UsageStore,
 )
 from app.telemetry import logger
 
-SEED_ROUNDS = 3
-"""Seeding may race with an expiring counter; more rounds than this mean that the store is not keeping what it is told."""
 BUDGET_WAIT_S = 2.0
 """How long a call waits for money that running calls hold, before it is told to come back."""
 BUDGET_RETRY_S = 1.0
@@ -73,7 +69,6 @@ class Admission:
         self,
         *,
         counters: Counters,
-        ledger: UsageStore,
         clock: Clock,
         conclude: Callable[[Meter, BaseException | None], None],
         default_limits: tuple[Limit, ...],
@@ -83,7 +78,6 @@ class Admission:
         expectations: Expectations,
     ) -> None:
         self._counters = counters
-        self._ledger = ledger
         self._clock = clock
         self._conclude = conclude
         self._default_limits = default_limits
@@ -195,7 +189,6 @@ class Admission:
         """
         reservation = self._reservation(model, meter)
         deadline_s = self._clock.monotonic() + BUDGET_WAIT_S
-        seeded = 0
         while True:
             match await self._asked(reservation):
                 case Admitted() as admitted:
@@ -203,10 +196,6 @@ class Admission:
                     return None
                 case LimitRefused() as refused:
                     return refused
-                case BudgetsUnseeded(claims) if seeded < SEED_ROUNDS:
-                    seeded += 1
-                    for claim in claims:
-                        await self._counters.seed(claim, await self._ledger.spent(claim))
                 case BudgetRefused() as refused:
                     if _is_spent(refused, reservation):
                         if not await self._refined(meter, model):

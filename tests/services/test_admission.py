@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.budget import Budget, BudgetClaim, BudgetState, PeriodKind
+from app.domain.budget import Budget, BudgetState, PeriodKind
 from app.domain.call import Meter, Quality
 from app.domain.catalog import Catalog, Model
 from app.domain.limits import Claim, ClaimState, Limit, LimitKind, Scope
@@ -33,12 +33,10 @@ from app.services.expectations import Expectations
 from app.storage.ports import (
     Admitted,
     BudgetRefused,
-    BudgetsUnseeded,
     Counters,
     LimitRefused,
     Reservation,
     Settlement,
-    UsageStore,
 )
 from tests.calls import (
     PRICE,
@@ -63,20 +61,14 @@ class FakeCounters:
 
     def __init__(self) -> None:
         self.refusals: list[Refusal] = []
-        self.unseeded: set[str] = set()
-        self.keeps_seeds = True
         self.is_away = False
         self.asked: list[Reservation] = []
-        self.seeds: list[tuple[str, int]] = []
         self.settled: list[Settlement] = []
         self.released: list[str] = []
         self.renewed: list[list[str]] = []
 
-    async def admit(self, reservation: Reservation) -> Admitted | LimitRefused | BudgetRefused | BudgetsUnseeded:
+    async def admit(self, reservation: Reservation) -> Admitted | LimitRefused | BudgetRefused:
         self.asked.append(reservation)
-        unseeded = tuple(claim for claim in reservation.budgets if claim.counter in self.unseeded)
-        if unseeded:
-            return BudgetsUnseeded(unseeded)
         if self.refusals:
             refusal = self.refusals.pop(0)
             if isinstance(refusal, DependencyUnavailable):
@@ -87,11 +79,6 @@ class FakeCounters:
             budgets=tuple(BudgetState(claim, NanoUsd(0), NanoUsd(0)) for claim in reservation.budgets),
             output_tokens=reservation.need.max_output_tokens,
         )
-
-    async def seed(self, claim: BudgetClaim, spent: NanoUsd) -> None:
-        self.seeds.append((claim.counter, spent))
-        if self.keeps_seeds:
-            self.unseeded.discard(claim.counter)
 
     async def settle(self, settlement: Settlement) -> None:
         await asyncio.sleep(0)
@@ -107,25 +94,16 @@ class FakeCounters:
         return []
 
 
-class FakeLedger:
-    def __init__(self) -> None:
-        self.spent_by: dict[str, int] = {}
-
-    async def spent(self, claim: BudgetClaim) -> NanoUsd:
-        return NanoUsd(self.spent_by.get(claim.counter, 0))
-
-
 DEFAULTS = (Limit(LimitKind.REQUESTS, 60, 60),)
 MODEL = a_model("gpt-4", price=PRICE)
 
 
 class House:
     def __init__(self) -> None:
-        self.counters, self.ledger, self.clock = FakeCounters(), FakeLedger(), ManualClock()
+        self.counters, self.clock = FakeCounters(), ManualClock()
         self.concluded: list[tuple[str, BaseException | None]] = []
         self.admission = Admission(
             counters=cast(Counters, self.counters),
-            ledger=cast(UsageStore, self.ledger),
             clock=self.clock,
             conclude=lambda meter, error: self.concluded.append((meter.request_id, error)),
             default_limits=DEFAULTS,
@@ -334,30 +312,6 @@ async def test_a_store_that_is_away_refuses_and_what_it_may_have_taken_is_given_
     await house.admission.settle_again()
 
     assert house.counters.released == [meter.request_id]
-
-
-# ── Seeding ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-async def test_a_counter_the_store_does_not_know_is_seeded_from_the_ledger_before_it_is_trusted(house: House) -> None:
-    house.counters.unseeded = {"user:alice:total"}
-    house.ledger.spent_by = {"user:alice:total": 123_456}
-
-    await house.call(a_meter(an_identity(a_user(budgets=(a_budget(10**9),)))))
-
-    assert house.counters.seeds == [("user:alice:total", 123_456)]
-    assert len(house.counters.asked) == 2
-    assert len(house.counters.settled) == 1
-
-
-async def test_a_store_that_forgets_what_it_is_told_is_not_asked_for_ever(house: House) -> None:
-    house.counters.unseeded = {"user:alice:total"}
-    house.counters.keeps_seeds = False
-
-    with pytest.raises(DependencyUnavailable):
-        await house.call(a_meter(an_identity(a_user(budgets=(a_budget(10**9),)))))
-
-    assert len(house.counters.asked) < 10
 
 
 # ── The way out ──────────────────────────────────────────────────────────────────────────────────────────────────────
