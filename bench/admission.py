@@ -37,6 +37,8 @@ from app.storage.redis_counters import RedisCounters, RedisUsageSink
 from bench.measure import Ratio, in_turns
 
 CALLERS = 32
+AT_ONCE = 30
+"""Calls of each caller until the drainer has passed: some 1,000 in all, what a process answers in a second."""
 NOTHING = Script("nothing", "return 1", "e0e1f9fabfc9d4800c877a703b823ac0578ff8db")
 ENDPOINT = Endpoint(
     "0192bbbb-0000-7000-8000-000000000001", "m", ProviderKind.OPENAI, "m", "https://upstream.example/v1"
@@ -88,16 +90,17 @@ def _meter(now: datetime, started_s: float) -> Meter:
 
 
 @asynccontextmanager
-async def admissions() -> AsyncIterator[tuple[Admission, RedisClient]]:
+async def admissions() -> AsyncIterator[tuple[Admission, RedisClient, RecoveringCounters]]:
     clock = SystemClock()
     with tempfile.TemporaryDirectory(prefix="gateway-bench-") as home:
         server = ValkeyServer(Path(home) / "valkey", durable=False, on_progress=lambda _: None)
         server.start()
         redis = open_redis(server.url, timeout_ms=5_000)
+        recovering = RecoveringCounters(
+            RedisCounters(redis, quarantine_ms=0), sink=RedisUsageSink(redis), ledger=_Ledger(), clock=clock
+        )
         counters = FallbackCounters(
-            RecoveringCounters(
-                RedisCounters(redis, quarantine_ms=0), sink=RedisUsageSink(redis), ledger=_Ledger(), clock=clock
-            ),
+            recovering,
             local=LocalCounters(lambda: int(clock.monotonic() * 1000)),
             journal=Journal(Path(home) / "journal"),
             clock=clock,
@@ -115,18 +118,19 @@ async def admissions() -> AsyncIterator[tuple[Admission, RedisClient]]:
         )
         try:
             async with redis.pumping():
-                yield made, redis
+                yield made, redis, recovering
         finally:
             server.stop()
 
 
 async def admission(*, is_short: bool) -> Ratio:
     """One caller's call after the other, `CALLERS` of them at once: three limits, and a hard budget of the key and of the user."""
-    times = 10 if is_short else 300
-    async with admissions() as (admission, redis):
+    rounds = 1 if is_short else 10
+    async with admissions() as (admission, redis, recovering):
+        sink = RedisUsageSink(redis)
 
         async def calls() -> None:
-            for _ in range(times):
+            for _ in range(AT_ONCE):
                 meter = _meter(datetime.now(UTC), 0.0)
                 async with admission.admitted(MODEL, meter, CATALOG):
                     meter.endpoint = ENDPOINT
@@ -134,17 +138,21 @@ async def admission(*, is_short: bool) -> Ratio:
                     meter.usage, meter.quality, meter.finish_reason = Usage(230, 64), Quality.EXACT, "stop"
 
         async def pings() -> None:
-            for _ in range(2 * times):
+            for _ in range(2 * AT_ONCE):
                 await redis.run(NOTHING, ["ag:call:x"], [])
 
         async def called() -> int:
-            await asyncio.gather(*(calls() for _ in range(CALLERS)))
-            await redis.redis.delete("ag:ledger")  # what the drainer does
-            return CALLERS * times
+            for _ in range(rounds):
+                await asyncio.gather(*(calls() for _ in range(CALLERS)))
+                while records := await sink.pending(limit=500, wait_s=0.001):
+                    await sink.confirm(records)  # what one process of all does, and the others learn
+                await recovering.look()
+            return CALLERS * AT_ONCE * rounds
 
         async def pinged() -> int:
-            await asyncio.gather(*(pings() for _ in range(CALLERS)))
-            return CALLERS * times
+            for _ in range(rounds):
+                await asyncio.gather(*(pings() for _ in range(CALLERS)))
+            return CALLERS * AT_ONCE * rounds
 
         cost, floor = await in_turns(called, pinged)
     return Ratio("admission: a call's limits and money, in and out", cost, "two empty scripts", floor)

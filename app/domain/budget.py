@@ -108,12 +108,17 @@ class BudgetState:
 
 def period_at(kind: PeriodKind, now: datetime, zone: tzinfo) -> Period:
     """The period that `now` falls into. Weeks begin on Monday (ISO 8601)."""
-    return _period_from(kind, now.astimezone(zone).date(), zone)
+    if kind is PeriodKind.TOTAL:
+        return _ALWAYS
+    return _period_of(kind, now.astimezone(zone).date(), zone)
 
 
-@lru_cache(maxsize=256)
-def _period_from(kind: PeriodKind, day: date, zone: tzinfo) -> Period:
-    """Of a day. Asked for every budget of every call, and again for its record, always about the same few days."""
+_ALWAYS = Period("total", None, None)
+
+
+@lru_cache(maxsize=64)
+def _period_of(kind: PeriodKind, day: date, zone: tzinfo) -> Period:
+    """Asked for every budget of every call, and the same all day."""
     first = day
     match kind:
         case PeriodKind.DAILY:
@@ -125,7 +130,7 @@ def _period_from(kind: PeriodKind, day: date, zone: tzinfo) -> Period:
             first = first.replace(day=1)
             after = (first + timedelta(days=32)).replace(day=1)
         case PeriodKind.TOTAL:
-            return Period("total", None, None)
+            return _ALWAYS
         case _:
             assert_never(kind)
     return Period(f"{kind}:{first.isoformat()}", _midnight(first, zone), _midnight(after, zone))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from app.domain.money import PICO_PER_NANO, NanoUsd, PicoUsd, pico_to_nano_rounded_up
 
@@ -194,27 +195,26 @@ _SETTLED = frozenset({"default", "standard", "standard_only", "flex", "batch"})
 
 def _dearest_request_pico(price: Price, prompt_tokens: int, images: int, asked_tiers: Collection[str]) -> int:
     """All of a call but its output, each token of the prompt as the dearest kind of input."""
-    dearest_input = max(
-        max(
-            _known(
-                *(r.input, r.cached_input, r.cache_write_5m, r.cache_write_1h),
-                *(r.audio_input, r.cached_audio_input, r.image_input),
-            )
-        )
-        for r in _reachable(price, prompt_tokens, asked_tiers)
-    )
+    dearest_input = max([_dearest(rates)[0] for rates in _reachable(price, prompt_tokens, asked_tiers)])
     return prompt_tokens * dearest_input + price.request + images * price.image
 
 
 def dearest_output(price: Price, prompt_tokens: int, asked_tiers: Collection[str] = ()) -> int:
-    return max(
-        max(_known(r.output, r.reasoning, r.audio_output, r.image_output))
-        for r in _reachable(price, prompt_tokens, asked_tiers)
-    )
+    return max([_dearest(rates)[1] for rates in _reachable(price, prompt_tokens, asked_tiers)])
+
+
+@lru_cache(maxsize=4096)
+def _dearest(rates: Rates) -> tuple[int, int]:
+    """The dearest kind of input, and of output."""
+    r = rates
+    inputs = _known(r.input, r.cached_input, r.cache_write_5m, r.cache_write_1h, r.audio_input, r.cached_audio_input)
+    return max([*inputs, *_known(r.image_input)]), max(_known(r.output, r.reasoning, r.audio_output, r.image_output))
 
 
 def _reachable(price: Price, prompt_tokens: int, asked_tiers: Collection[str]) -> list[Rates]:
     """The rates of every tier that a prompt of at most this length can fall into."""
+    if not price.tiers and not price.service_tiers:
+        return [price.rates]
     served: list[Price | ServiceTier] = [price]
     served += [tier for tier in price.service_tiers if may_apply(tier.name, asked_tiers)]
     return [

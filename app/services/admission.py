@@ -234,7 +234,7 @@ class Admission:
         floor = min(expected, USEFUL_TOKENS * meter.call.choices)
         need = budget.need_of(meter, model, floor_tokens=floor, expected_tokens=expected)
         budgets = budget.claims_of(meter, model, need, now=meter.created_at, zone=self._zone)
-        lost = budget.lost_cost(meter, model, need)
+        lost = budgets[0].lost_nanousd if budgets else budget.surely_sent(meter, model)
         meter.model = model
         return Reservation(
             call_id=meter.request_id,

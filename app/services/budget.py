@@ -16,17 +16,21 @@ from app.domain.service_tiers import asked_tiers
 from app.exceptions import PriceUnknown
 from app.services.context_validation import window_of
 
+Holders = list[tuple[Scope, str, tuple[Budget, ...]]]
 FIRST_AHEAD_TOKENS = 64
 """What a stream under a hard budget is charged for before its first checkpoint: most are noted before they have delivered so much."""
 
 
 def claims_of(meter: Meter, model: Model, need: Need, *, now: datetime, zone: tzinfo) -> list[BudgetClaim]:
     """The claims of one call against every budget of its key, user, app and model, for the periods that `now` falls into."""
+    held = _holders(meter, model)
+    if not any(budgets for _, _, budgets in held):
+        return []
     most = need.cost_of(need.max_output_tokens)
-    lost = lost_cost(meter, model, need)
+    lost = _lost_cost(meter, model, need, held)
     claims = [
         claim
-        for scope, holder, budgets in _holders(meter, model)
+        for scope, holder, budgets in held
         for claim in budget_claims_for(scope, holder, budgets, worst_case=most, lost=lost, now=now, zone=zone)
     ]
     return claims if meter.call.is_stream else [_in_full(claim) for claim in claims]
@@ -109,7 +113,7 @@ def _disbelieved(meter: Meter, model: Model) -> bool:
     return True
 
 
-def _holders(meter: Meter, model: Model) -> list[tuple[Scope, str, tuple[Budget, ...]]]:
+def _holders(meter: Meter, model: Model) -> Holders:
     identity = meter.identity
     holders = [(Scope.USER, identity.user.oid, identity.user.budgets), (Scope.MODEL, model.name, model.budgets)]
     if identity.key:
@@ -126,14 +130,14 @@ def _possible_prices(model: Model) -> list[Price] | None:
     return known if len(known) == len(prices) else None
 
 
-def lost_cost(meter: Meter, model: Model, need: Need) -> NanoUsd:
+def _lost_cost(meter: Meter, model: Model, need: Need, held: Holders) -> NanoUsd:
     """What a call is charged whose process dies before anything of its answer is known.
 
     Where no hard budget pays: what was surely sent, its prompt. A hard budget is promised never to be overspent, so there nothing that
     the upstream may yet put on its invoice may go unpaid: of a stream so many tokens as it is not let past before its first
     checkpoint, of a unary answer all that was reserved for it (the admission lowers this to what it granted).
     """
-    if not any(budget.hard_limit_nanousd is not None for _, _, held in _holders(meter, model) for budget in held):
+    if all(budget.hard_limit_nanousd is None for _, _, budgets in held for budget in budgets):
         return surely_sent(meter, model)
     tokens = need.max_output_tokens
     if meter.call.is_stream:

@@ -274,16 +274,23 @@ def _admitted(reservation: Reservation, answer: list[int]) -> Admitted:
     """Read the script's answer: 0, now, granted tokens, then three numbers for each limit and for each budget."""
     budgets_at = 3 + 3 * len(reservation.claims)
     limits = tuple(
-        ClaimState(replace(claim, amount=answer[at + 2]), answer[at], answer[at + 1])
+        ClaimState(_claimed(claim, answer[at + 2]), answer[at], answer[at + 1])
         for at, claim in zip(range(3, budgets_at, 3), reservation.claims, strict=True)
     )
     budgets = tuple(
-        BudgetState(
-            replace(claim, amount_nanousd=NanoUsd(answer[at + 2])), NanoUsd(answer[at]), NanoUsd(answer[at + 1])
-        )
+        BudgetState(_reserved(claim, answer[at + 2]), NanoUsd(answer[at]), NanoUsd(answer[at + 1]))
         for at, claim in zip(range(budgets_at, len(answer), 3), reservation.budgets, strict=True)
     )
     return Admitted(limits, budgets, answer[2])
+
+
+def _claimed(claim: Claim, amount: int) -> Claim:
+    """Mostly it is what was asked for, and then the same value: copies of these were a tenth of what an admission cost."""
+    return claim if amount == claim.amount else replace(claim, amount=amount)
+
+
+def _reserved(claim: BudgetClaim, amount: int) -> BudgetClaim:
+    return claim if amount == claim.amount_nanousd else replace(claim, amount_nanousd=NanoUsd(amount))
 
 
 def _packed_claim(claim: Claim) -> tuple[str, str, int, int, int, int, int]:
