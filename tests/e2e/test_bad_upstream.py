@@ -29,7 +29,7 @@ BAD_UNARY = {
 
 
 @pytest.mark.parametrize("name", BAD_UNARY)
-async def test_a_bad_answer_is_a_502_and_costs_nothing(house: House, name: str) -> None:
+async def test_a_bad_answer_is_a_502_and_costs_no_more_than_its_upstream_bills(house: House, name: str) -> None:
     """T041, T064, T068, T069."""
     key, model = await house.key(), await house.model(BAD_UNARY[name])
 
@@ -45,7 +45,8 @@ async def test_a_bad_answer_is_a_502_and_costs_nothing(house: House, name: str) 
     assert "sk-upstream-key" not in answer.text
     assert "127.0.0.1" not in answer.text
     record = await house.record(request_id_of(answer))
-    assert (record["outcome"], record["cost_usd"]) == ("upstream_error", "0.000000000")
+    # An answer that broke off in its middle was worked on: its upstream bills the prompt. Nobody pays for what is no answer.
+    assert (record["outcome"], record["cost_usd"] != "0.000000000") == ("upstream_error", name == "cut")
     assert "sk-upstream-key" not in json.dumps(record)
 
 
