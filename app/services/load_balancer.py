@@ -30,6 +30,9 @@ NOBODY_S = 5.0
 PREFIX_BYTES = 1024
 """Of a prompt, what decides where it sticks: a system prompt and the beginning of a conversation."""
 
+PROMPT_FIELDS = ("system", "instructions", "messages", "prompt", "input")
+"""Where the dialects have what a model reads, in the order in which it reads it."""
+
 FULL = "full"
 PROBED = "half open: another call is its probe"
 
@@ -296,8 +299,10 @@ def _sticky_key(by: Sticky, meter: Meter) -> bytes:
     if by is Sticky.USER:
         return meter.identity.user.oid.encode()
     fields = meter.call.fields
-    prompt = fields.get("messages") or fields.get("prompt") or fields.get("input")
-    return bytes(prompt)[:PREFIX_BYTES] if prompt is not None else meter.call.body[:PREFIX_BYTES]
+    parts = [fields[name] for name in PROMPT_FIELDS if name in fields]
+    # Through a view: a prompt may be megabytes long, and only its beginning is looked at.
+    prefix = b"".join(bytes(memoryview(part)[:PREFIX_BYTES]) for part in parts)
+    return (prefix or meter.call.body)[:PREFIX_BYTES]
 
 
 def _cost(price: Price | None, meter: Meter) -> int | None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from app.clock import Clock
+from app.telemetry import logger
 
 TICK_S: Final = 0.05
 LATE_S: Final = 0.2
@@ -63,7 +64,10 @@ class Overload:
                 self.share = min(MOST, self.share + MORE)
             elif late_s < EASE_S:
                 self.share = max(0.0, round(self.share - FEWER, 6))
+                if not self.share:
+                    logger.warning("overload_over", refused=self.refused)
             return
         self._late_ticks = self._late_ticks + 1 if late_s > LATE_S else 0
         if self._late_ticks >= PATIENCE_TICKS:
             self.share, self._late_ticks = FIRST_SHARE, 0
+            logger.warning("overloaded", late_ms=round(late_s * 1000))

@@ -28,6 +28,8 @@ from app.telemetry import logger
 WORKERS: Final = 8
 """Shadow calls at once in one process: a slow shadow loses calls, it does not gather them."""
 MAX_QUEUED: Final = 16
+MAX_BODY_BYTES: Final = 1 << 20
+"""What waits is held in memory: larger requests have no shadow."""
 PATIENCE_S: Final = 120.0
 """A shadow that has not answered by then has shown what it is worth."""
 
@@ -50,6 +52,9 @@ class Shadows:
             return
         if shadow.model not in catalog.models or meter.identity is house_accounts.CHECKS:
             return
+        if len(meter.call.body) > MAX_BODY_BYTES:
+            self.dropped += 1
+            return
         try:
             self._queue.put_nowait((meter, shadow.model, dialect, catalog))
         except asyncio.QueueFull:
@@ -66,11 +71,12 @@ class Shadows:
             shadowed, model, dialect, catalog = await self._queue.get()
             # A task of its own: a call that loses its lease is ended by cancelling its task, and this one has to go on.
             async with asyncio.TaskGroup() as one:
-                one.create_task(self._made(opened(self._meter(shadowed, model, dialect), dialect, catalog)))
+                one.create_task(self._made(opened, shadowed, model, dialect, catalog))
 
-    async def _made(self, call: AbstractAsyncContextManager[Answer]) -> None:
+    async def _made(self, opened: Opened, shadowed: Meter, model: str, dialect: Dialect, catalog: Catalog) -> None:
         try:
-            async with asyncio.timeout(PATIENCE_S), call as answer:
+            meter = self._meter(shadowed, model, dialect)
+            async with asyncio.timeout(PATIENCE_S), opened(meter, dialect, catalog) as answer:
                 if answer.chunks is not None:
                     async for _ in answer.chunks:
                         pass

@@ -16,6 +16,8 @@ from app.storage.keyset import after, page_of
 from app.storage.management_ports import Page
 from app.storage.sql_rows import AnyRow, is_uuid
 
+MAX_CHARS = 500
+
 
 class SqlEndpointEvents:
     def __init__(self, engine: AsyncEngine) -> None:
@@ -59,13 +61,18 @@ def _values(event: EndpointEvent) -> dict[str, object]:
         "endpoint_id": event.endpoint_id,
         "model": event.model,
         "kind": event.kind.value,
-        "reason": event.reason,
-        "message": event.message,
+        "reason": _storable(event.reason),
+        "message": _storable(event.message),
         "upstream_status": event.upstream_status,
         "open_ms": None if event.open_s is None else round(event.open_s * 1000),
         "process": event.process,
         "once": event.once,
     }
+
+
+def _storable(text: str | None) -> str | None:
+    """What PostgreSQL takes: one event with a NUL or half a character in it would hold up all those behind it."""
+    return None if text is None else text.replace("\x00", "").encode("utf-8", "replace").decode()[:MAX_CHARS]
 
 
 def _event(row: AnyRow) -> EndpointEvent:

@@ -147,7 +147,7 @@ def _require_well_told(received: list[Posted], alerts: list[Json]) -> None:
     for posted in received:
         _require_signed(posted)
         event, alert = json.loads(posted.body), by_id[posted.headers["x-antigravity-event-id"]]
-        assert event.pop("type") == "budget_threshold"
+        assert event["type"] == "budget_threshold"
         assert event == {name: alert[name] for name in event}
         assert set(event) == set(alert) - {"delivery"}
     assert all(
