@@ -2,7 +2,8 @@
 
 1. `open` looks the token up. A wrong one is counted for the network it came from; from the tenth within a minute on, that network
    is refused unheard (429). The rightful holder is not locked out by it, neither elsewhere nor there: a token that is one of ours
-   is always heard. Finding out costs a flood of invented ones no look-up each: they are compared with all digests, read once a second.
+   is always heard. Finding out costs a flood of invented ones no look-up each: they are compared with all digests, which are read four
+   times a second at most.
 2. What is stored is a digest of the cookie. The cookie itself makes the session's CSRF token, so neither stands anywhere.
 3. `identify` reads the session together with the administrator's row. Whoever was revoked, demoted, expired or idle for too long is
    signed out at that moment, on every replica, because no replica remembers anything.
@@ -39,8 +40,9 @@ _COOKIE: Final = re.compile(r"[A-Za-z0-9_-]{43}\Z")
 FAILURES: Final = 10
 WINDOW: Final = timedelta(seconds=60)
 """Ten wrong tokens within a minute are more than a hand mistypes, and far fewer than guessing 256 bits needs."""
-KNOWN_FOR_S: Final = 1.0
-"""How old the list of all digests may be that a flood is compared with."""
+KNOWN_FOR_S: Final = 0.25
+"""Time between two readings of all digests, which is what a flood of invented tokens costs. A token made a moment ago waits for the
+next one."""
 REMEMBERED_NETWORKS: Final = 10_000
 """Blocked networks that this process refuses without asking the database; about 1 MB."""
 TOUCHED_EVERY: Final = timedelta(seconds=30)
@@ -146,7 +148,7 @@ class AdminSessions:
         self._blocked: OrderedDict[tuple[str, str], datetime] = OrderedDict()
         self._counting = asyncio.Lock()
         self._known: frozenset[bytes] = frozenset()
-        self._known_at_s = -KNOWN_FOR_S
+        self._known_at_s = float("-inf")
         self._learning = asyncio.Lock()
 
     async def open(
@@ -306,10 +308,13 @@ class AdminSessions:
         digests = self._access.digests_of(token)
         if not digests:
             return False
-        async with self._learning:
-            if self._clock.monotonic() - self._known_at_s >= KNOWN_FOR_S:
-                self._known = await self._access.token_digests()
-                self._known_at_s = self._clock.monotonic()
+        arrived_s = self._clock.monotonic()
+        if self._known.isdisjoint(digests):
+            async with self._learning:  # whoever waits here is content with the list that the first of them reads
+                if self._known_at_s < arrived_s:
+                    await self._clock.sleep(max(0.0, self._known_at_s + KNOWN_FOR_S - arrived_s))
+                    self._known_at_s = self._clock.monotonic()
+                    self._known = await self._access.token_digests()
         return not self._known.isdisjoint(digests)
 
 
