@@ -285,6 +285,7 @@ def write_locks() -> None:
         if not run([str(uv), "pip", "compile", *source, *options, "-o", lock], environment=uv_settings(pip)):
             fail(f"{lock} cannot be resolved: see the lines above")
     _note_proven(list(sources))
+    run([sys.executable, str(ROOT / "tools" / "check_supply.py"), "--sbom"])
 
 
 def _before_the_cool_down() -> str:
