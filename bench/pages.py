@@ -72,6 +72,10 @@ class Timed:
     p95_ms: float
     bytes: int
 
+    @property
+    def line(self) -> str:
+        return f"{self.name:24} {self.status}  p50 {self.p50_ms:7.1f} ms  p95 {self.p95_ms:7.1f} ms  {self.bytes:>8,} B"
+
 
 PAGES = {
     "overview 24h": "/admin/?range=24h",
@@ -154,7 +158,10 @@ async def timed(port: int, cookie: str, name: str, path: str, *, rounds: int) ->
     took, answer = [], None
     for _ in range(rounds + 2):  # the first two warm what every later reader finds warm
         began = time.perf_counter()
-        answer = await raw_http.call(port, "GET", path, headers={"cookie": cookie, "accept": "text/html"})
+        try:
+            answer = await raw_http.call(port, "GET", path, headers={"cookie": cookie, "accept": "text/html"})
+        except TimeoutError:
+            return Timed(name, 0, float("inf"), float("inf"), 0)
         took.append((time.perf_counter() - began) * 1000)
     assert answer is not None
     assert answer.status == 200, (name, answer.status)
@@ -172,7 +179,11 @@ async def measure(database_url: str, redis_url: str, *, rows: int, rounds: int) 
         await fill(database_url, rows)
         print(f"{rows:,} records written in {time.perf_counter() - began:.0f} s", flush=True)
         cookie = await signed_in(house.gateway.port)
-        return [await timed(house.gateway.port, cookie, name, path, rounds=rounds) for name, path in PAGES.items()]
+        found = []
+        for name, path in PAGES.items():
+            found.append(await timed(house.gateway.port, cookie, name, path, rounds=rounds))
+            print(found[-1].line, flush=True)
+        return found
     finally:
         gateway.destroy()
         upstream.destroy()

@@ -86,6 +86,10 @@ class OverviewStore(Protocol):
         """The dearest models, users, keys or apps."""
         ...
 
+    async def is_large(self) -> bool:
+        """Whether sums by user and key over many days would keep a reader waiting."""
+        ...
+
     async def key_names(self, key_ids: list[str]) -> dict[str, str]:
         """Key id → its name or prefix, for those that still exist."""
         ...

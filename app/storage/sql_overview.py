@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, cast, func, select
+from sqlalchemy import ColumnElement, Select, cast, func, select, text
 from sqlalchemy.dialects.postgresql import UUID
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -21,6 +21,9 @@ _by = endpoint_rollups.c
 _HOUR, _DAY = 'YYYY-MM-DD"T"HH24:00:00"Z"', 'YYYY-MM-DD"T"00:00:00"Z"'
 _TOP = {"model": "model", "user": "user_oid", "key": "key_id", "app": "app_id"}
 HISTORY_ROWS = 100
+LARGE_ROWS = 400_000
+"""PostgreSQL sums about four million rows of these a second, on a small machine: with more, a month is no longer told in 150 ms."""
+_ROLLUP_ROWS = text("SELECT coalesce(reltuples, 0) FROM pg_class WHERE oid = 'usage_rollups'::regclass")
 
 
 class SqlOverview:
@@ -69,6 +72,10 @@ class SqlOverview:
             UsageSums(row.grp, **{name: int(row._mapping[name]) for name in _SUMS}, subgroup=None)
             for row in await self._rows(statement)
         ]
+
+    async def is_large(self) -> bool:
+        async with transaction(self._engine) as connection:
+            return float((await connection.execute(_ROLLUP_ROWS)).scalar_one()) > LARGE_ROWS
 
     async def key_names(self, key_ids: list[str]) -> dict[str, str]:
         wanted = [key_id for key_id in key_ids if is_uuid(key_id)]

@@ -33,6 +33,8 @@ RANGES: Final = {
 }
 HOURLY_UP_TO: Final = timedelta(days=7)
 TOP: Final = 6
+DAY: Final = timedelta(days=1)
+"""Where sums by user and key are many, longer ranges show those of the last day; the page says so."""
 NEAR_PERCENT: Final = 80
 EVENT_EVERY_S: Final = 2.0
 EVENTS_FOR_S: Final = 8.0
@@ -133,9 +135,12 @@ async def overview(visit: Visit) -> Response:
     span = span_of(visit.query("range"), visit.now)
     figures = await figures_of(visit, span)
     services = visit.services
+    is_cut = span.until - span.since > DAY and await services.overview.is_large()
+    since = span.until - DAY if is_cut else span.since
     top = {
-        group: await services.overview.top(group, span.since, span.until, limit=TOP)
-        for group in ("model", "user", "key")
+        "model": await services.overview.top("model", span.since, span.until, limit=TOP),
+        "user": await services.overview.top("user", since, span.until, limit=TOP),
+        "key": await services.overview.top("key", since, span.until, limit=TOP),
     }
     names = await services.overview.key_names([each.group for each in top["key"]])
     trail = await services.audit.page(AuditQuery(limit=8))
@@ -145,6 +150,7 @@ async def overview(visit: Visit) -> Response:
         figures=figures,
         ranges=list(RANGES),
         top=top,
+        is_cut=is_cut,
         key_names={**names, **await services.overview.key_names([n.claim.scope_id for n in near])},
         near=near,
         unwell=unwell(visit),
