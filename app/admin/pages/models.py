@@ -10,11 +10,12 @@ from starlette.responses import Response
 
 from app.admin import forms
 from app.admin.forms import Errors, Form, checked, refusal
-from app.admin.pages.editing import conflict, gauges_and_spend, version_of
+from app.admin.pages.editing import conflict, version_of
 from app.admin.pages.endpoint_view import endpoint_views
 from app.admin.pages.overview import span_of, total_of
 from app.admin.pages.prices import price_fields, price_in, price_typed
 from app.admin.visit import Family, Visit
+from app.domain.budget import PeriodKind, period_at
 from app.domain.limits import Scope
 from app.exceptions import CallerError, InUse
 from app.models.schemas import ModelCreate, ModelPatch
@@ -58,9 +59,12 @@ async def show_model(visit: Visit) -> Response:
     services, name = visit.services, visit.required("name")
     row = await services.management.models.get(name)
     span = span_of(visit.query("range"), visit.now)
-    views, gauges, prices, parts = await asyncio.gather(
+    month = period_at(PeriodKind.MONTHLY, visit.now, visit.zone).starts_at or visit.now
+    # A model is everybody's: what it costs in a month is read from the sums by endpoint, which are few.
+    views, gauges, month_parts, prices, parts = await asyncio.gather(
         endpoint_views(visit, model=name),
-        gauges_and_spend(visit, Scope.MODEL, [(name, row.spec.budgets)]),
+        services.gauges.of([(Scope.MODEL, name, row.spec.budgets)]),
+        services.overview.traffic(month, visit.now, by_day=True, model=name),
         services.overview.prices(name),
         services.overview.traffic(visit.now - timedelta(hours=23), visit.now, by_day=False, model=name),
     )
@@ -69,7 +73,8 @@ async def show_model(visit: Visit) -> Response:
         "models/show.html",
         row=row,
         views=views,
-        gauges=gauges[name],
+        standings=gauges.get((Scope.MODEL, name), []),
+        month_nanousd=total_of(month_parts).cost_nanousd,
         prices=prices,
         total=total_of(parts),
         span=span,

@@ -137,13 +137,15 @@ async def overview(visit: Visit) -> Response:
     services = visit.services
     is_cut = span.until - span.since > DAY and await services.overview.is_large()
     since = span.until - DAY if is_cut else span.since
-    top = {
-        "model": await services.overview.top("model", span.since, span.until, limit=TOP),
-        "user": await services.overview.top("user", since, span.until, limit=TOP),
-        "key": await services.overview.top("key", since, span.until, limit=TOP),
-    }
+    store = services.overview
+    models, users, keys, trail = await asyncio.gather(
+        store.top("model", span.since, span.until, limit=TOP),
+        store.top("user", since, span.until, limit=TOP),
+        store.top("key", since, span.until, limit=TOP),
+        services.audit.page(AuditQuery(limit=8)),
+    )
+    top = {"model": models, "user": users, "key": keys}
     names = await services.overview.key_names([each.group for each in top["key"]])
-    trail = await services.audit.page(AuditQuery(limit=8))
     near = await near_limits(visit)
     return visit.page(
         "overview/page.html",
