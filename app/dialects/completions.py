@@ -15,26 +15,23 @@ from msgspec import Meta, Raw, Struct
 from app.dialects.base import AnswerFacts, BadAnswer, UpstreamProblem
 from app.dialects.envelope import (
     NONE,
+    RequestReader,
     as_members,
     encode,
     is_filled,
     is_given,
-    read_fields,
-    read_members,
-    require_finite,
-    require_own_business,
 )
 from app.dialects.openai_answer import WholeAnswer, read_whole
 from app.dialects.openai_errors import error_body, raise_if_error, read_problem
 from app.dialects.openai_names import Name
-from app.dialects.openai_request import Choices, Penalty, Stops, StreamOptions, TokenCap, asking_for_usage, cap_names
+from app.dialects.openai_request import Choices, Penalty, Stops, StreamOptions, TokenCap, redirected
 from app.dialects.openai_stream import DONE, MAX_KEPT_BYTES, OpenAIStream, framed
 from app.dialects.openai_usage import read_usage
 from app.dialects.sse import MAX_EVENT_BYTES
 from app.domain.call import Call
 from app.domain.catalog import ProviderKind
 from app.domain.pricing import Usage
-from app.exceptions import GatewayError, InvalidRequest, MissingParameter
+from app.exceptions import GatewayError, InvalidRequest
 
 MAX_PROMPTS = 2048
 """OpenAI's own limit of inputs to one request, here and for embeddings."""
@@ -62,8 +59,7 @@ class _Request(Struct):
     logprobs: Annotated[int, Meta(ge=0, le=1000)] | bool | None = None
 
 
-_TYPED = frozenset(_Request.__struct_fields__)
-_request = msgspec.json.Decoder(_Request)
+_request = RequestReader(_Request, "model", "prompt")
 
 _Tokens = Annotated[list[Annotated[int, Meta(ge=0)]], Meta(min_length=1)]
 _prompt = msgspec.json.Decoder(str | _Tokens | None)
@@ -106,15 +102,7 @@ class Completions:
 
     def read(self, body: bytes) -> Call:
         """Raises: InvalidJson, InvalidRequest, MissingParameter, ParamNotAllowed."""
-        members = read_members(body)
-        untyped = members.keys() - _TYPED
-        if untyped:
-            require_own_business(untyped)
-            require_finite(members, untyped)
-        for name in ("model", "prompt"):
-            if name not in members:
-                raise MissingParameter(name)
-        request = read_fields(_request, body)
+        members, request = _request.read(body)
         prompts = read_prompts(request.prompt, "prompt")
         return Call(
             dialect=self.name,
@@ -137,15 +125,7 @@ class Completions:
         return chunk.endswith(DONE)
 
     def upstream_body(self, call: Call, *, upstream_model: str, max_tokens: int | None) -> bytes:
-        changes: dict[str, object] = {}
-        if upstream_model != call.model:
-            changes["model"] = upstream_model
-        if call.is_stream and not call.wants_usage:
-            changes["stream_options"] = asking_for_usage(call.fields.get("stream_options"))
-        if max_tokens is not None:
-            for name in cap_names(call.fields):
-                changes[name] = max_tokens
-        return encode({**call.fields, **changes}) if changes else call.body
+        return redirected(call, upstream_model=upstream_model, max_tokens=max_tokens)
 
     def read_answer(self, body: bytes) -> AnswerFacts:
         return _read_completion(body)

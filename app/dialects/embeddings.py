@@ -11,19 +11,16 @@ from app.dialects.base import AnswerFacts, BadAnswer, UpstreamProblem
 from app.dialects.completions import MAX_PROMPTS, Prompts, read_prompts
 from app.dialects.envelope import (
     NONE,
+    RequestReader,
     encode,
     is_filled,
-    read_fields,
-    read_members,
-    require_finite,
-    require_own_business,
 )
 from app.dialects.openai_answer import WholeAnswer, read_whole
 from app.dialects.openai_errors import error_body, raise_if_error, read_problem
 from app.dialects.openai_usage import read_input_usage
 from app.domain.call import Call
 from app.domain.catalog import ProviderKind
-from app.exceptions import GatewayError, InvalidRequest, MissingParameter
+from app.exceptions import GatewayError, InvalidRequest
 
 
 class _Request(Struct):
@@ -33,8 +30,7 @@ class _Request(Struct):
     encoding_format: Annotated[str, Meta(max_length=40)] | None = None
 
 
-_TYPED = frozenset(_Request.__struct_fields__)
-_request = msgspec.json.Decoder(_Request)
+_request = RequestReader(_Request, "model", "input")
 _objects = msgspec.json.Decoder(Annotated[list[Raw], Meta(min_length=1, max_length=MAX_PROMPTS)])
 
 
@@ -47,15 +43,7 @@ class Embeddings:
 
     def read(self, body: bytes) -> Call:
         """Raises: InvalidJson, InvalidRequest, MissingParameter, ParamNotAllowed."""
-        members = read_members(body)
-        untyped = members.keys() - _TYPED
-        if untyped:
-            require_own_business(untyped)
-            require_finite(members, untyped)
-        for name in ("model", "input"):
-            if name not in members:
-                raise MissingParameter(name)
-        request = read_fields(_request, body)
+        members, request = _request.read(body)
         inputs = _inputs_in(request.input)
         return Call(
             dialect=self.name,

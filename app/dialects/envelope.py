@@ -11,14 +11,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from app.exceptions import InvalidJson, InvalidRequest, MissingParameter, ParamNotAllowed
 
 T = TypeVar("T")
+S = TypeVar("S", bound=Struct)
 
 as_members = msgspec.json.Decoder(dict[str, Raw]).decode
 _as_string = msgspec.json.Decoder(str).decode
@@ -165,3 +166,27 @@ def read_fields(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         raise InvalidRequest(f"Invalid value for '{param}': {what[:1].lower()}{what[1:]}.", param=param) from None
     except (msgspec.DecodeError, RecursionError):
         raise InvalidJson from None
+
+
+class RequestReader(Generic[S]):
+    """Reads the requests of one protocol: what is refused before any field is looked at, then the fields of `shape`."""
+
+    def __init__(self, shape: type[S], *required: str) -> None:
+        self._decoder = msgspec.json.Decoder(shape)
+        self._typed = frozenset(shape.__struct_fields__)
+        self._required = required
+
+    def read(self, body: bytes) -> tuple[dict[str, Raw], S]:
+        """The members, each value raw, and the typed fields.
+
+        Raises: InvalidJson, InvalidRequest, MissingParameter, ParamNotAllowed.
+        """
+        members = read_members(body)
+        untyped = members.keys() - self._typed
+        if untyped:
+            require_own_business(untyped)
+            require_finite(members, untyped)
+        for name in self._required:
+            if name not in members:
+                raise MissingParameter(name)
+        return members, read_fields(self._decoder, body)

@@ -10,18 +10,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import NoReturn, TypeVar
 
-import msgspec
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from app.dialects.base import AnswerFacts, Dialect, UpstreamProblem
-from app.dialects.envelope import encode, read_fields, read_members, require_finite, require_own_business
+from app.dialects.envelope import RequestReader, encode
 from app.dialects.openai_errors import error_body, read_problem
 from app.domain.call import Call
 from app.domain.catalog import ProviderKind
-from app.exceptions import GatewayError, InvalidRequest, MissingParameter
+from app.exceptions import GatewayError, InvalidRequest
 
 JSON_TYPE = "application/json"
-R = TypeVar("R")
+S = TypeVar("S", bound=Struct)
 
 
 class Forwarded(ABC):
@@ -72,17 +71,9 @@ class Forwarded(ABC):
         return b"data: " + error_body(error, request_id) + b"\n\n"
 
 
-def read_request(decoder: msgspec.json.Decoder[R], body: bytes, *required: str) -> tuple[Mapping[str, Raw], R]:
-    """The members and the typed fields of a JSON body.
-
-    Raises: InvalidJson, InvalidRequest, MissingParameter, ParamNotAllowed.
-    """
-    members = read_members(body)
-    require_own_business(members)
-    require_finite(members, members)
-    for name in required:
-        if name not in members:
-            raise MissingParameter(name)
+def read_unstreamed(reader: RequestReader[S], body: bytes) -> tuple[dict[str, Raw], S]:
+    """As the reader reads it, and not to be streamed. Raises: InvalidJson, InvalidRequest, MissingParameter, ParamNotAllowed."""
+    members, request = reader.read(body)
     if bytes(members.get("stream", b"")) == b"true":
         raise InvalidRequest("Answers of this kind come in one piece: leave out 'stream'.", param="stream")
-    return members, read_fields(decoder, body)
+    return members, request

@@ -8,8 +8,8 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from app.dialects.base import AnswerFacts, BadAnswer
-from app.dialects.envelope import NONE, is_filled
-from app.dialects.forwarded import Forwarded, read_request
+from app.dialects.envelope import NONE, RequestReader, is_filled
+from app.dialects.forwarded import Forwarded, read_unstreamed
 from app.dialects.openai_answer import WholeAnswer, read_whole
 from app.dialects.openai_errors import raise_if_error
 from app.domain.call import Call
@@ -51,7 +51,7 @@ class _Usage(Struct):
     input_tokens_details: _Details | None = None
 
 
-_request = msgspec.json.Decoder(_Request)
+_request = RequestReader(_Request, "model", "prompt")
 _pictures = msgspec.json.Decoder(_Pictures)
 _usage = msgspec.json.Decoder(_Usage)
 
@@ -61,7 +61,7 @@ class Images(Forwarded):
     upstream_path = "/images/generations"
 
     def read(self, body: bytes) -> Call:
-        members, request = read_request(_request, body, "model", "prompt")
+        members, request = read_unstreamed(_request, body)
         pictures = request.n or 1
         return Call(
             dialect=self.name,

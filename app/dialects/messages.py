@@ -14,7 +14,7 @@ from msgspec import Meta, Raw, Struct
 
 from app.dialects.base import AnswerFacts, Dialect, UpstreamProblem
 from app.dialects.chat_retold import ChatRetold
-from app.dialects.envelope import NONE, encode, read_fields, read_members, require_finite, require_own_business
+from app.dialects.envelope import NONE, RequestReader, encode
 from app.dialects.messages_answer import message_of, texts_of
 from app.dialects.messages_as_chat import chat_fields
 from app.dialects.messages_native import NativeMessagesStream, read_message
@@ -26,7 +26,7 @@ from app.dialects.pictures import size_in
 from app.domain.call import Call
 from app.domain.catalog import ProviderKind
 from app.domain.media import NO_MEDIA, Media, Picture
-from app.exceptions import GatewayError, MissingParameter
+from app.exceptions import GatewayError
 
 
 class _Message(Struct, gc=False):
@@ -66,10 +66,9 @@ class _Block(Struct, gc=False):
     content: Raw = NONE
 
 
-_TYPED = frozenset(_Request.__struct_fields__)
 _READ_BY_MODEL = ("system", "messages", "tools")
-_request = msgspec.json.Decoder(_Request)
-_count_request = msgspec.json.Decoder(_CountRequest)
+_request = RequestReader(_Request, "model", "messages", "max_tokens")
+_count_request = RequestReader(_CountRequest, "model", "messages")
 _blocks = msgspec.json.Decoder(list[_Block])
 _PICTURE_HEAD_BYTES = 66 << 10
 _BYTES_PER_DOCUMENT_PIECE = 128 << 10
@@ -100,25 +99,12 @@ class Messages:
 
     def read(self, body: bytes) -> Call:
         """Raises: InvalidJson, InvalidRequest, MissingParameter, ParamNotAllowed."""
-        members = read_members(body)
-        untyped = members.keys() - _TYPED
-        if untyped:
-            require_own_business(untyped)
-            require_finite(members, untyped)
-        for name in ("model", "messages", "max_tokens"):
-            if name not in members:
-                raise MissingParameter(name)
-        request = read_fields(_request, body)
+        members, request = _request.read(body)
         return _call(body, members, request.messages, request.model, request.max_tokens, bool(request.stream))
 
     def read_to_count(self, body: bytes) -> Call:
         """A request of `/messages/count_tokens`: nothing is to be produced. Raises: as `read`."""
-        members = read_members(body)
-        require_own_business(members.keys() - _TYPED)
-        for name in ("model", "messages"):
-            if name not in members:
-                raise MissingParameter(name)
-        request = read_fields(_count_request, body)
+        members, request = _count_request.read(body)
         return _call(body, members, request.messages, request.model, None, False)
 
     def towards(self, provider: ProviderKind, call: Call) -> tuple[Dialect, Call]:

@@ -8,7 +8,8 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from app.dialects.base import AnswerFacts, BadAnswer
-from app.dialects.forwarded import Forwarded, read_request
+from app.dialects.envelope import RequestReader
+from app.dialects.forwarded import Forwarded, read_unstreamed
 from app.dialects.openai_answer import WholeAnswer, read_whole
 from app.dialects.openai_errors import raise_if_error
 from app.dialects.openai_usage import read_input_usage
@@ -25,7 +26,7 @@ class _Moderation(WholeAnswer):
     results: list[Raw] | None = None
 
 
-_request = msgspec.json.Decoder(_Request)
+_request = RequestReader(_Request, "model", "input")
 _moderation = msgspec.json.Decoder(_Moderation)
 
 
@@ -34,7 +35,7 @@ class Moderations(Forwarded):
     upstream_path = "/moderations"
 
     def read(self, body: bytes) -> Call:
-        members, request = read_request(_request, body, "model", "input")
+        members, request = read_unstreamed(_request, body)
         if not request.input:
             raise InvalidRequest("Invalid value for 'input': there is nothing to judge.", param="input")
         return Call(

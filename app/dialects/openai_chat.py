@@ -11,17 +11,17 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from app.dialects.base import AnswerFacts, UpstreamProblem
-from app.dialects.envelope import NONE, encode, read_fields, read_members, require_finite, require_own_business
+from app.dialects.envelope import NONE, RequestReader
 from app.dialects.openai_chat_answer import events_of, read_completion
 from app.dialects.openai_chat_stream import ChatStream, texts_of
 from app.dialects.openai_errors import error_body, read_problem
-from app.dialects.openai_request import Choices, Penalty, Stops, StreamOptions, TokenCap, asking_for_usage, cap_names
+from app.dialects.openai_request import Choices, Penalty, Stops, StreamOptions, TokenCap, redirected
 from app.dialects.openai_stream import DONE
 from app.dialects.pictures import size_in
 from app.domain.call import Call
 from app.domain.catalog import ProviderKind
 from app.domain.media import NO_MEDIA, Media, Picture
-from app.exceptions import GatewayError, MissingParameter
+from app.exceptions import GatewayError
 
 
 class _Message(Struct, gc=False):
@@ -53,9 +53,8 @@ class _Request(Struct):
 
 CHAT_PATH = "/chat/completions"
 """What an upstream is asked for a call of this dialect, and for those of others that are told in it."""
-_TYPED = frozenset(_Request.__struct_fields__)
 _READ_BY_MODEL = ("messages", "tools", "functions", "response_format")
-_request = msgspec.json.Decoder(_Request)
+_request = RequestReader(_Request, "model", "messages")
 
 
 class _Image(Struct, gc=False):
@@ -91,15 +90,7 @@ class OpenAIChat:
 
     def read(self, body: bytes) -> Call:
         """Raises: InvalidJson, InvalidRequest, MissingParameter, ParamNotAllowed."""
-        members = read_members(body)
-        untyped = members.keys() - _TYPED
-        if untyped:
-            require_own_business(untyped)
-            require_finite(members, untyped)
-        for name in ("model", "messages"):
-            if name not in members:
-                raise MissingParameter(name)
-        request = read_fields(_request, body)
+        members, request = _request.read(body)
         found = _media_in(request.messages)
         caps = [cap for cap in (request.max_tokens, request.max_completion_tokens) if cap is not None]
         return Call(
@@ -123,15 +114,7 @@ class OpenAIChat:
         return chunk.endswith(DONE)
 
     def upstream_body(self, call: Call, *, upstream_model: str, max_tokens: int | None) -> bytes:
-        changes: dict[str, object] = {}
-        if upstream_model != call.model:
-            changes["model"] = upstream_model
-        if call.is_stream and not call.wants_usage:
-            changes["stream_options"] = asking_for_usage(call.fields.get("stream_options"))
-        if max_tokens is not None:
-            for name in cap_names(call.fields):
-                changes[name] = max_tokens
-        return encode({**call.fields, **changes}) if changes else call.body
+        return redirected(call, upstream_model=upstream_model, max_tokens=max_tokens)
 
     def read_answer(self, body: bytes) -> AnswerFacts:
         return read_completion(body)

@@ -8,6 +8,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from app.dialects.envelope import encode
+from app.domain.call import Call
+
 MAX_TOKENS = 100_000_000
 """No model writes as much; a larger number is a mistake and would only inflate reservations."""
 
@@ -34,3 +37,16 @@ def cap_names(fields: Mapping[str, Raw]) -> list[str]:
     """Under which names the caller capped the answer; every upstream knows the older one."""
     given = (name for name in ("max_completion_tokens", "max_tokens") if name in fields)
     return [name for name in given if bytes(fields[name]) != b"null"] or ["max_tokens"]
+
+
+def redirected(call: Call, *, upstream_model: str, max_tokens: int | None) -> bytes:
+    """The caller's body with the model renamed, usage asked for, and the answer capped where `max_tokens` is given; else as it came."""
+    changes: dict[str, object] = {}
+    if upstream_model != call.model:
+        changes["model"] = upstream_model
+    if call.is_stream and not call.wants_usage:
+        changes["stream_options"] = asking_for_usage(call.fields.get("stream_options"))
+    if max_tokens is not None:
+        for name in cap_names(call.fields):
+            changes[name] = max_tokens
+    return encode({**call.fields, **changes}) if changes else call.body

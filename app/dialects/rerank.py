@@ -8,7 +8,8 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from app.dialects.base import AnswerFacts, BadAnswer
-from app.dialects.forwarded import Forwarded, read_request
+from app.dialects.envelope import RequestReader
+from app.dialects.forwarded import Forwarded, read_unstreamed
 from app.dialects.openai_answer import WholeAnswer, read_whole
 from app.dialects.openai_errors import raise_if_error
 from app.dialects.openai_usage import read_input_usage
@@ -31,7 +32,7 @@ class _Ranking(WholeAnswer):
     """Voyage's word for the results."""
 
 
-_request = msgspec.json.Decoder(_Request)
+_request = RequestReader(_Request, "model", "query", "documents")
 _ranking = msgspec.json.Decoder(_Ranking)
 
 
@@ -40,7 +41,7 @@ class Rerank(Forwarded):
     upstream_path = "/rerank"
 
     def read(self, body: bytes) -> Call:
-        members, request = read_request(_request, body, "model", "query", "documents")
+        members, request = read_unstreamed(_request, body)
         documents = len(request.documents)
         return Call(
             dialect=self.name,

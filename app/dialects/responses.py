@@ -16,12 +16,9 @@ from app.dialects.base import AnswerFacts, Dialect, UpstreamProblem
 from app.dialects.chat_retold import ChatRetold
 from app.dialects.envelope import (
     NONE,
+    RequestReader,
     encode,
     is_given,
-    read_fields,
-    read_members,
-    require_finite,
-    require_own_business,
 )
 from app.dialects.openai_chat import CHAT_PATH
 from app.dialects.openai_errors import error_body, read_problem
@@ -32,7 +29,7 @@ from app.dialects.responses_media import media_in
 from app.dialects.responses_stream import ResponsesStream
 from app.domain.call import Call
 from app.domain.catalog import ProviderKind
-from app.exceptions import GatewayError, InvalidRequest, MissingParameter
+from app.exceptions import GatewayError, InvalidRequest
 
 _Items = Annotated[list[Raw], Meta(min_length=1)]
 
@@ -51,10 +48,9 @@ class _Request(Struct):
     background: bool | None = None
 
 
-_TYPED = frozenset(_Request.__struct_fields__)
 _READ_BY_MODEL = ("input", "instructions", "tools", "text")
 _KEPT_ELSEWHERE = ("previous_response_id", "conversation", "prompt")
-_request = msgspec.json.Decoder(_Request)
+_request = RequestReader(_Request, "model", "input")
 
 
 class Responses:
@@ -66,15 +62,7 @@ class Responses:
 
     def read(self, body: bytes) -> Call:
         """Raises: InvalidJson, InvalidRequest, MissingParameter, ParamNotAllowed."""
-        members = read_members(body)
-        untyped = members.keys() - _TYPED
-        if untyped:
-            require_own_business(untyped)
-            require_finite(members, untyped)
-        for name in ("model", "input"):
-            if name not in members:
-                raise MissingParameter(name)
-        request = read_fields(_request, body)
+        members, request = _request.read(body)
         _require_nothing_kept(members, is_in_background=bool(request.background))
         found = media_in(request.input if isinstance(request.input, list) else [])
         return Call(

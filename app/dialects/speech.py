@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import msgspec
 from msgspec import Meta, Struct
 
 from app.dialects.base import AnswerFacts, BadAnswer
-from app.dialects.forwarded import Forwarded, read_request
+from app.dialects.envelope import RequestReader
+from app.dialects.forwarded import Forwarded, read_unstreamed
 from app.dialects.openai_errors import raise_if_error
 from app.domain.call import Call
 from app.exceptions import InvalidRequest
@@ -22,7 +22,7 @@ class _Request(Struct):
     speed: Annotated[float, Meta(ge=0.1, le=10)] | None = None
 
 
-_request = msgspec.json.Decoder(_Request)
+_request = RequestReader(_Request, "model", "input")
 _NO_SOUND = (b"<", b"{", b"[")
 """How pages, objects and lists begin. No format of sound begins so."""
 
@@ -33,7 +33,7 @@ class Speech(Forwarded):
     answer_types = ("audio/", "application/octet-stream")
 
     def read(self, body: bytes) -> Call:
-        members, request = read_request(_request, body, "model", "input")
+        members, request = read_unstreamed(_request, body)
         if request.stream_format == "sse":
             raise InvalidRequest(
                 "Speech comes as sound in one piece: 'stream_format' may be 'audio'.", param="stream_format"
