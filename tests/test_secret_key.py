@@ -45,6 +45,10 @@ async def no_user(oid: str, app_id: str) -> None:
     raise AssertionError(f"{app_id} creates {oid}")
 
 
+async def nothing_to_store(oid: str) -> None:
+    raise AssertionError(f"{oid} has paid")
+
+
 def identities(gateway: Gateway, store: SqlSecretKey, secret_key: str = NEW, **options: Any) -> Identities:
     async def redigest(old: bytes, new: bytes) -> None:
         await store.redigest(old, new, fingerprint=fingerprint_of(secret_key))
@@ -56,6 +60,7 @@ def identities(gateway: Gateway, store: SqlSecretKey, secret_key: str = NEW, **o
         clock=gateway.clock,
         zone=UTC,
         on_expired=lambda _: None,
+        until_stored=nothing_to_store,
         create_user=no_user,
         **given,
     )
