@@ -13,7 +13,7 @@ from typed arguments, and are safe to show to a caller: they never hold a creden
     │   │   PriceUnknown                                                                            403
     │   ├── ModelNotFound · NotFound                                                                404
     │   ├── MethodNotAllowed 405 · RequestTimeout 408 · Conflict · VersionConflict · IdempotencyInFlight 409
-    │   └── PayloadTooLarge 413 · UnsupportedMediaType 415 · Unprocessable 422 · HeadersTooLarge 431
+    │   └── PayloadTooLarge 413 · UnsupportedMediaType 415 · RangesNotServed 416 · Unprocessable 422 · HeadersTooLarge 431
     ├── LimitReached                   a repeat after `retry_after_s` can succeed
     │   ├── RateLimited · BudgetReserved · TooManyFailures                                          429
     ├── UpstreamFailed                 every endpoint that could be tried was tried
@@ -297,6 +297,14 @@ class UnsupportedMediaType(CallerError):
 class Unprocessable(CallerError):
     status = 422
     code = "unprocessable"
+
+
+class RangesNotServed(CallerError):
+    status = 416
+    code = "ranges_not_served"
+
+    def __init__(self) -> None:
+        super().__init__("Lists of ranges are not served; ask for the whole file.")
 
 
 class HeadersTooLarge(CallerError):

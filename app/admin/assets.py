@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Final
 
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
+
+from app.exceptions import MethodNotAllowed, NotFound, RangesNotServed
 
 STATIC_FOLDER: Final = Path(__file__).resolve().parent / "static"
 COMPRESSED: Final = frozenset({".css", ".js", ".svg", ".txt", ".html", ""})
@@ -73,14 +75,12 @@ class StaticFiles:
 
     def _answer(self, request: Request) -> Response:
         if request.method not in ("GET", "HEAD"):
-            return PlainTextResponse("Method not allowed", 405, {"allow": "GET, HEAD"})
+            raise MethodNotAllowed("GET, HEAD")
         asset = _assets.get(request.scope["path"].removeprefix(request.scope.get("root_path", "")).removeprefix("/"))
         if asset is None:
-            return PlainTextResponse("Not found", 404)
+            raise NotFound("There is nothing here.")
         if "," in request.headers.get("range", ""):
-            return PlainTextResponse(
-                "Ranges are not served", 416, {"content-range": f"bytes */{asset.path.stat().st_size}"}
-            )
+            raise RangesNotServed
         is_versioned = request.scope["query_string"].startswith(b"v=")
         headers = {
             "etag": f'"{asset.digest}"',

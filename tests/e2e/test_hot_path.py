@@ -92,7 +92,7 @@ async def test_a_reader_who_stops_holds_back_the_upstream_and_costs_no_memory(ho
         answers = [await house.chat(key, quick) for _ in range(5)]
 
     assert sent[-1] < 12 * MIB, "kernel buffers on the way hold some megabytes; the rest waits at the upstream"
-    assert grown < 4 * MIB
+    assert grown < 8 * MIB, "of 24 that the upstream has; what else grows is the process warming up"
     assert [answer.status for answer in answers] == [200] * 5
     async with asyncio.timeout(2):
         await house.upstream.settled()
