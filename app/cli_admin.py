@@ -412,12 +412,12 @@ async def _services(settings: Settings) -> AsyncIterator[Container]:
 
     process = wire(settings)
     try:
-        async with process.redis.pumping():
+        async with process.stores.redis.pumping():
             await migrate(settings.database_url, lambda line: typer.echo(line, err=True))
-            await process.secret_keys.settle(process.secret_key_store)
+            await process.secrets.keys.settle(process.secrets.store)
             yield process.container
     finally:
-        await process.engine.dispose()
+        await process.stores.engine.dispose()
 
 
 def _settings(running: ExitStack) -> Settings:

@@ -122,15 +122,16 @@ def _demo_server(settings: Settings) -> DemoServer:
 
 async def _prepare(settings: Settings, upstream: DemoUpstream | None) -> str | None:
     """Migrate, register what a first start needs. Returns the demo key if it was made now."""
-    from app.main import first_model, wire
+    from app.main import wire
     from app.services.bootstrap import bootstrap, register_demo_server
     from app.storage.migrate import migrate
+    from app.wiring.from_settings import first_model
 
     process = wire(settings)
     try:
-        async with process.redis.pumping():
+        async with process.stores.redis.pumping():
             await migrate(settings.database_url, say)
-            await process.secret_keys.settle(process.secret_key_store)
+            await process.secrets.keys.settle(process.secrets.store)
             management = process.container.management
             made = await bootstrap(management, first_model(settings), is_embedded=settings.is_embedded)
             if upstream is not None:
@@ -143,7 +144,7 @@ async def _prepare(settings: Settings, upstream: DemoUpstream | None) -> str | N
         say(f"Starting without the database: {error.message}")
         return None
     finally:
-        await process.engine.dispose()
+        await process.stores.engine.dispose()
 
 
 def _bound(settings: Settings) -> socket.socket:

@@ -7,8 +7,8 @@ import pytest
 from app.clock import SystemClock
 from app.config import load_settings
 from app.exceptions import SettingsError
-from app.main import egress_policy, webhook_of
 from app.providers.transport import Transport
+from app.wiring.from_settings import egress_policy, webhook_of
 
 SECRET = "webhook-secret-for-tests-0123456789abcdefghij"
 URL = "https://hooks.example.com/services/T0/B0?token=abc"

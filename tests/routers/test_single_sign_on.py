@@ -17,10 +17,10 @@ import pytest
 from app.config import load_settings
 from app.domain.sso import RolePolicy, values_of
 from app.exceptions import SettingsError
-from app.main import single_sign_on_of, sso_origin
 from app.services.admin_sessions import AdminSessions
 from app.storage.management_ports import AuditQuery
 from app.storage.sql_sessions import SqlSessions
+from app.wiring.from_settings import single_sign_on_of, sso_origin
 from tests.admin_fixtures import (
     ADMIN_TOKEN,
     SECRET_KEY,

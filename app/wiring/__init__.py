@@ -1,0 +1,1 @@
+"""How a process is put together, part by part; `app/main.py` joins the parts, nobody else."""
