@@ -163,6 +163,7 @@ def chores(process: Process) -> list[Chore]:
         ),
         Chore("content", usage_log.write_contents, after=loaded),
         Chore("repeats", container.repeats.forget_old, every_s=3600.0, is_elected=True, after=loaded),
+        Chore("old-changes", container.catalog.forget_old_changes, every_s=3600.0, is_elected=True, after=loaded),
         Chore("last-used", container.identities.write_used, every_s=10.0, after=loaded),
         Chore("noticed-expiries", expiry.store_noticed, after=loaded),
         Chore("daily-expiry", expiry.sync_daily, every_s=60.0, is_elected=True, after=loaded),

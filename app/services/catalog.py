@@ -84,17 +84,22 @@ class CatalogFollower:
         changes = await self._store.changes_since(self._seen)
         if not changes:
             return
+        has_gap = changes[0].revision != self._seen + 1
+        if has_gap or any(change.kind == "secret_key" for change in changes):
+            self._identities.forget_all()  # a secret key's, so that each credential's digest follows at its next use
         for change in changes:
-            if change.kind == "secret_key":
-                self._identities.forget_all()  # so that each credential's digest follows at its next use
             self._identities.forget(change.kind, change.ref)
-        if any(change.kind in ("catalog", "secret_key") for change in changes):
+        if has_gap or any(change.kind in ("catalog", "secret_key") for change in changes):
             self._swap(await self._store.load())
         await self.on_changes(changes)
         self._seen = max(change.revision for change in changes)
         CONFIG_REVISION.set(self._seen)
         for change in changes:
             CONFIG_LAG_SECONDS.observe(change.age_s)
+
+    async def forget_old_changes(self) -> None:
+        """For a chore. Raises: DependencyUnavailable."""
+        await self._store.forget_old_changes()
 
     async def follow(self) -> None:
         """Refresh on every message and at least every `POLL_S`, for ever."""

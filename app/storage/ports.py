@@ -341,7 +341,11 @@ class CatalogStore(Protocol):
     async def revision(self) -> int: ...
 
     async def changes_since(self, revision: int) -> list[ConfigChange]:
-        """In order. Empty when nothing changed."""
+        """In order. Empty when nothing changed. Where the first is not the next revision, those before it are no longer known."""
+        ...
+
+    async def forget_old_changes(self) -> None:
+        """Those of more than a day ago, but for the newest, by which everybody sees how far behind he is."""
         ...
 
 

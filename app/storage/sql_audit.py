@@ -111,11 +111,14 @@ async def _newest(connection: AsyncConnection) -> Anchor | None:
     return None if row is None else Anchor(row.id, bytes(row.hash))
 
 
+# Made once: `json.dumps` makes one for each of a batch's thousands of rows.
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode
+
+
 def hash_of(row: Mapping[str, object] | RowMapping, previous_hash: bytes) -> bytes:
     """SHA-256 over the hash before and the row as canonical JSON: sorted keys, no spaces, times in UTC microseconds."""
     content = {name: _plain(row[name]) for name in _HASHED}
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(previous_hash + canonical.encode("ascii")).digest()
+    return hashlib.sha256(previous_hash + _canonical(content).encode("ascii")).digest()
 
 
 def _plain(value: object) -> object:

@@ -6,10 +6,11 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Float, Select, func, select
+from sqlalchemy import ColumnElement, Float, Select, delete, func, select
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -46,6 +47,10 @@ _models = select(
 _endpoints = select(endpoints).order_by(endpoints.c.created_at, endpoints.c.id)
 
 _revision = select(config_revision.c.revision)
+_forget_old_changes = delete(config_changes).where(
+    config_changes.c.changed_at < func.now() - timedelta(days=1),
+    config_changes.c.revision < select(func.max(config_changes.c.revision)).scalar_subquery(),
+)
 
 
 def newest_prices(*where: ColumnElement[bool]) -> Select[Any]:
@@ -114,6 +119,10 @@ class SqlCatalogStore:
         )
         async with transaction(self._engine, within_s=QUICK_S) as connection:
             return [ConfigChange(*row) for row in await connection.execute(newer)]
+
+    async def forget_old_changes(self) -> None:
+        async with transaction(self._engine) as connection:
+            await connection.execute(_forget_old_changes)
 
     def _endpoint(self, row: AnyRow, price: Price | None) -> Endpoint:
         credential = None

@@ -37,7 +37,7 @@ class FakeStore:
 
     @property
     def revision_now(self) -> int:
-        return len(self.changes)
+        return self.changes[-1].revision if self.changes else 0
 
     def change(self, kind: str, ref: str) -> int:
         self.changes.append(ConfigChange(self.revision_now + 1, kind, ref))
@@ -64,7 +64,10 @@ class FakeStore:
             self.asked.notify_all()
         if self.is_away:
             raise DependencyUnavailable("database")
-        return self.changes[revision:]
+        return [change for change in self.changes if change.revision > revision]
+
+    async def forget_old_changes(self) -> None:
+        del self.changes[:-1]
 
     async def until_asked_again(self, times: int) -> None:
         async with self.asked:
@@ -217,6 +220,23 @@ async def test_a_catalog_that_cannot_be_loaded_leaves_the_old_one_and_is_tried_a
     await house.follower.refresh()
 
     assert house.names() == ["first", "second"]
+
+
+async def test_who_is_further_behind_than_changes_are_kept_reads_all_anew(house: House) -> None:
+    await house.follower.load()
+    alice = await house.known_key("alice")
+    house.store.change("user", "alice")
+    house.store.register("second")
+    house.store.change("user", "bob")
+    await house.store.forget_old_changes()
+    house.keys.look_ups = 0
+
+    await house.follower.refresh()
+    await house.identities.of_key(alice.secret, address=None)
+
+    assert house.names() == ["first", "second"]
+    assert house.keys.look_ups == 1
+    assert house.follower.revision == 3
 
 
 async def test_a_change_of_ones_own_is_taken_over_at_once_and_only_if_it_is_new(house: House) -> None:

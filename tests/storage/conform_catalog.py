@@ -118,3 +118,15 @@ class CatalogStoreConformance:
         assert await catalogs.changes_since(before) == changes
         assert await catalogs.changes_since(first) == changes[1:]
         assert await catalogs.revision() == second == (await catalogs.load()).revision
+
+    async def test_changes_of_today_are_kept_and_of_older_ones_the_newest(
+        self, catalogs: CatalogStore, plant: Planter
+    ) -> None:
+        before = await catalogs.revision()
+        first, second = await plant.change("user", "ann"), await plant.change("user", "bob")
+        await catalogs.forget_old_changes()
+        assert [change.revision for change in await catalogs.changes_since(before)] == [first, second]
+
+        await plant.age_changes(days=2)
+        await catalogs.forget_old_changes()
+        assert [change.revision for change in await catalogs.changes_since(before)] == [second]

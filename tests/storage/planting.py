@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 from uuid import uuid4
 
-from sqlalchemy import Table, insert, text
+from sqlalchemy import Table, insert, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database import transaction
@@ -46,6 +46,10 @@ class Planter(Protocol):
         ...
 
     async def endpoint(self, endpoint: Endpoint) -> None: ...
+
+    async def age_changes(self, *, days: int) -> None:
+        """As if all of them had been made so long ago."""
+        ...
 
     async def price(self, price: Price | None, *, price_id: str, model: str, endpoint_id: str | None = None) -> None:
         """One row of the price history; None means: back to the price map."""
@@ -160,6 +164,11 @@ class SqlPlanter:
             revision = int(raised.scalar_one())
             await connection.execute(insert(tables.config_changes).values(revision=revision, kind=kind, ref=ref))
         return revision
+
+    async def age_changes(self, *, days: int) -> None:
+        older = tables.config_changes.c.changed_at - timedelta(days=days)
+        async with transaction(self._engine) as connection:
+            await connection.execute(update(tables.config_changes).values(changed_at=older))
 
     async def user_status(self, oid: str) -> str:
         return str(await self._one("SELECT payment_status FROM users WHERE oid = :id", oid))
