@@ -132,6 +132,31 @@ def _leaves(value: object, path: str = "") -> dict[str, str]:
     return {path: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}
 
 
+_BROWSERS: Final = (
+    ("Edg/", "Edge"),
+    ("OPR/", "Opera"),
+    ("Firefox/", "Firefox"),
+    ("Chrome/", "Chrome"),
+    ("Safari/", "Safari"),
+)
+_SYSTEMS: Final = (
+    ("Windows", "Windows"),
+    ("Android", "Android"),
+    ("iPhone", "iPhone"),
+    ("iPad", "iPad"),
+    ("Mac OS", "macOS"),
+    ("Linux", "Linux"),
+)
+
+
+def browser(user_agent: str) -> str:
+    """What people would call it: "Firefox on Windows"; what nobody knows stays as it is."""
+    name, system = (
+        next((known for sign, known in signs if sign in user_agent), None) for signs in (_BROWSERS, _SYSTEMS)
+    )
+    return f"{name} on {system}" if name and system else clip(user_agent, 40) or "—"
+
+
 def clip(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
@@ -158,6 +183,7 @@ def _environment() -> Environment:
         "span": span,
         "pretty": pretty,
         "clip": clip,
+        "browser": browser,
         "q": lambda text: quote(str(text), safe=""),
     }
     made.globals |= {"asset": asset_url, "percent": percent, "differences": differences, "DONE": DONE}

@@ -83,4 +83,5 @@ PAGE_RIGHTS: Final[dict[str, Right]] = {
     "POST /admins/{admin_id}/rotate": Right.CONFIGURE,
     "POST /admins/{admin_id}/revoke": Right.CONFIGURE,
     "POST /admins/{admin_id}/delete": Right.CONFIGURE,
+    "POST /admins/sessions/{session_id}/end": Right.CONFIGURE,
 }

@@ -46,6 +46,9 @@ class SignedIn(Protocol):
     """The session, as the middleware in front of /admin leaves it in the request's state."""
 
     @property
+    def id(self) -> str: ...
+
+    @property
     def csrf_token(self) -> str: ...
 
 
@@ -54,6 +57,7 @@ class Visit:
     request: Request
     services: Container
     actor: Actor
+    session_id: str
     csrf_token: str
 
     @property
@@ -207,7 +211,7 @@ def visit_of(request: Request) -> Visit:
     actor, session = state.get("actor"), cast(SignedIn | None, state.get("session"))
     if not isinstance(actor, Actor) or session is None:
         raise InvalidApiKey
-    return Visit(request, cast(Container, request.app.state.container), actor, session.csrf_token)
+    return Visit(request, cast(Container, request.app.state.container), actor, session.id, session.csrf_token)
 
 
 class _PagePath(Convertor[str]):

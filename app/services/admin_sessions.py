@@ -27,7 +27,7 @@ from typing import Final
 
 from app.clock import Clock
 from app.domain.access import NOBODY, Actor, Role
-from app.exceptions import InvalidApiKey, TooManyFailures
+from app.exceptions import Forbidden, InvalidApiKey, NotFound, TooManyFailures
 from app.services.admin_access import AdminAccess, Holder
 from app.services.command import new_id
 from app.storage.management_ports import AuditEntry
@@ -208,6 +208,15 @@ class AdminSessions:
         await self._store.close(
             session_id, AuditEntry(self._clock.now(), actor, "session.close", "session", session_id)
         )
+
+    async def end_anothers(self, actor: Actor, session_id: str) -> None:
+        """Sign somebody out. Only an owner ends an owner's session. Raises: NotFound, Forbidden."""
+        found = next((row for row in await self.open_sessions() if row.id == session_id), None)
+        if found is None:
+            raise NotFound("There is no such session.")
+        if found.role is Role.OWNER and actor.role is not Role.OWNER:
+            raise Forbidden("Only an owner may do that to an owner.")
+        await self.end(actor, session_id)
 
     async def open_sessions(self) -> list[SessionRow]:
         """Every session that would be let in now, newest first."""

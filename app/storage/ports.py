@@ -376,6 +376,8 @@ class LogFilter:
     max_cost_nanousd: int | None = None
     min_duration_ms: int | None = None
     max_duration_ms: int | None = None
+    is_error: bool = False
+    """Only calls that the sums count as errors, whatever went wrong; refused ones are none of them."""
 
 
 ANY_CALL = LogFilter()

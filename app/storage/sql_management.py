@@ -383,6 +383,12 @@ def _key_row(row: Row[Any]) -> KeyRow:
     )
 
 
+_APP_ORDERS: dict[str, Order[AppRow]] = {
+    "created_at": Order(apps.c.created_at, lambda row: row.created_at, datetime),
+    "name": Order(apps.c.name, lambda row: row.spec.name, str),
+}
+
+
 class SqlApps:
     connection: AsyncConnection
 
@@ -391,7 +397,7 @@ class SqlApps:
         return None if row is None else _app_row(row)
 
     async def apps(self, query: ListQuery) -> Page[AppRow]:
-        statement = after(_apps(), query.cursor, apps.c.created_at, apps.c.app_id, query.limit)
+        statement = sorted_after(_apps(), query, _APP_ORDERS, apps.c.app_id)
         if query.search:
             statement = statement.where(found(query.search, apps.c.app_id, apps.c.name))
         if query.status:
@@ -399,7 +405,7 @@ class SqlApps:
         if query.model:
             statement = statement.where(holds(apps.c.allowed_models, query.model))
         rows = [_app_row(row) for row in await self.connection.execute(statement)]
-        return page_of(rows, query.limit, lambda row: (row.created_at, row.spec.app_id))
+        return sorted_page_of(rows, query, _APP_ORDERS, lambda row: row.spec.app_id)
 
     async def insert_app(self, spec: AppSpec, at: datetime) -> None:
         await self.connection.execute(insert(apps).values(**_app_values(spec), created_at=at, updated_at=at))

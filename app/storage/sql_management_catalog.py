@@ -13,7 +13,7 @@ from app.domain.limits import Scope
 from app.domain.pricing import Price
 from app.models.tables import endpoints, models, prices
 from app.storage.holders import found, held_columns, holds, put_limits
-from app.storage.keyset import after, page_of
+from app.storage.keyset import Order, after, page_of, sorted_after, sorted_page_of
 from app.storage.management_ports import (
     EndpointRow,
     EndpointSpec,
@@ -39,6 +39,11 @@ from app.storage.sql_rows import (
     timeouts_value,
 )
 
+_MODEL_ORDERS: dict[str, Order[ModelRow]] = {
+    "created_at": Order(models.c.created_at, lambda row: row.created_at, datetime),
+    "name": Order(models.c.name, lambda row: row.spec.name, str),
+}
+
 
 class SqlModels:
     connection: AsyncConnection
@@ -48,14 +53,14 @@ class SqlModels:
         return None if row is None else _model_row(row)
 
     async def models(self, query: ListQuery) -> Page[ModelRow]:
-        statement = after(_models(), query.cursor, models.c.created_at, models.c.name, query.limit)
+        statement = sorted_after(_models(), query, _MODEL_ORDERS, models.c.name)
         if query.search:
             aliases = func.array_to_string(models.c.aliases, "\n")
             statement = statement.where(found(query.search, models.c.name, aliases))
         if query.model:
             statement = statement.where(or_(models.c.name == query.model, holds(models.c.aliases, query.model)))
         rows = [_model_row(row) for row in await self.connection.execute(statement)]
-        return page_of(rows, query.limit, lambda row: (row.created_at, row.spec.name))
+        return sorted_page_of(rows, query, _MODEL_ORDERS, lambda row: row.spec.name)
 
     async def model_names(self) -> dict[str, str]:
         rows = (await self.connection.execute(select(models.c.name, models.c.aliases))).all()

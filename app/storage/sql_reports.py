@@ -40,6 +40,7 @@ from app.models.tables import deleted_users, refused_calls, usage_content, usage
 from app.storage.keyset import decode_cursor, encode_cursor
 from app.storage.ports import ANY_CALL, LogFilter, LogPage, UsageSums
 from app.storage.sql_rows import AnyRow, is_uuid
+from app.storage.sql_usage import NO_ERRORS
 
 log = logging.getLogger("gateway.reports")
 
@@ -165,6 +166,9 @@ def _log_statement(log_filter: LogFilter, limit: int, before: Place | None) -> S
     refused = _page(refused_calls, _REFUSED, log_filter, limit, before)
     if log_filter.outcome == "refused":
         return None if _excludes_refusals(log_filter) else refused
+    if log_filter.is_error:
+        # The first condition says nothing new, but it is the one of the index.
+        return ledger.where(usage_records.c.outcome != "ok", usage_records.c.outcome.not_in(NO_ERRORS))
     if log_filter.outcome is not None:
         return ledger.where(usage_records.c.outcome == log_filter.outcome)
     if _excludes_refusals(log_filter):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 import pytest
 
-from tests.admin.conftest import Site, Visitor, faults_of
+from tests.admin.conftest import READY, Site, Visitor, faults_of
 
 PARTS = 4
 """Of the pages, each a test of its own: all of them in one would be long."""
@@ -60,10 +62,10 @@ def test_every_page_in_both_themes_and_on_a_phone(site: Site, visit: Visitor, pa
     """Each is there and says what it is, axe finds nothing serious, nothing comes from elsewhere, no policy is broken."""
     faults: dict[str, object] = {}
     for name, path in list(pages_of(site).items())[part::PARTS]:
-        answer = visit.page.goto(f"{site.origin}{path}")
+        answer = visit.page.goto(f"{site.origin}{path}", wait_until="domcontentloaded")
         assert answer is not None
         assert answer.status == 200, (name, path)
-        visit.page.wait_for_function("document.documentElement.dataset.ready === 'yes'")
+        visit.page.wait_for_selector(READY, state="attached")
         assert visit.page.locator("h1").count() == 1, name
         # Without motion: a colour on its way from one theme to the other has the contrast of neither.
         visit.page.emulate_media(color_scheme="light", reduced_motion="reduce")
@@ -97,8 +99,28 @@ def test_what_is_not_there_is_told_in_the_frame_with_a_way_back(site: Site, visi
     assert faults_of(visit) == []
 
 
-def test_a_page_weighs_little_and_is_painted_soon(site: Site, visit: Visitor) -> None:
-    """≤ 150 kB of assets compressed, first contentful paint ≤ 500 ms where the machine is not busy with other tests."""
+MAIN_PAGES = ("overview", "keys", "usage", "call", "model", "playground")
+FIRST_PAINT = """new Promise(done => new PerformanceObserver(seen => {
+  const paint = seen.getEntriesByName('first-contentful-paint')[0];
+  if (paint) done(paint.startTime);
+}).observe({type: 'paint', buffered: true}))"""
+PAINTED_MS = 2_000
+"""Far above the goal of 500 ms: tests share the machine. Measured alone: 60 to 170 ms."""
+
+
+def test_the_main_pages_are_painted_soon(site: Site, visit: Visitor) -> None:
+    """The median first contentful paint of a warm gateway's pages, files in the browser's cache."""
+    medians = {name: median(paint_ms(visit, pages_of(site)[name]) for _ in range(3)) for name in MAIN_PAGES}
+    assert {name: paint for name, paint in medians.items() if paint > PAINTED_MS} == {}
+
+
+def paint_ms(visit: Visitor, path: str) -> float:
+    visit.page.goto(f"{visit.origin}{path}")
+    return float(visit.page.evaluate(FIRST_PAINT))
+
+
+def test_a_page_weighs_little(site: Site, visit: Visitor) -> None:
+    """≤ 150 kB of assets compressed, of the page that has the most of them."""
     sizes: dict[str, int] = {}
     session = visit.context.new_cdp_session(visit.page)
     session.send("Network.enable")
@@ -109,15 +131,8 @@ def test_a_page_weighs_little_and_is_painted_soon(site: Site, visit: Visitor) ->
         "Network.loadingFinished",
         lambda told: sizes.update({urls.get(told["requestId"], "?"): int(told["encodedDataLength"])}),
     )
-    paints = []
-    for _ in range(3):
-        visit.page.goto(f"{site.origin}/admin/?range=24h")
-        visit.page.wait_for_selector(".u-legend")
-        visit.page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length > 0")
-        paints.append(visit.page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
+    visit.open("/admin/?range=24h")
+    visit.page.wait_for_selector(".u-legend")
     assets = {url: size for url, size in sizes.items() if "/static/" in url}
     assert any("uPlot" in url for url in assets)
     assert sum(assets.values()) <= 150_000, assets
-    assert min(paints) <= 2_000, (
-        paints
-    )  # the goal of 500 ms is measured by `bench.pages`; here others share the machine

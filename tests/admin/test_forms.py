@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -127,9 +128,21 @@ def test_a_model_an_endpoint_and_their_prices(site: Site, hand: Visitor) -> None
     page.get_by_role("button", name="Register the model").click()
     expect(page.locator("#d-fallbacks")).to_contain_text("no other model")
     page.get_by_label("Fallbacks").fill("gpt-4o")
+    page.get_by_text("Advanced").click()
+    page.get_by_label("Keep together").select_option("user")
+    page.get_by_label("Further endpoints").fill("99")
+    page.get_by_label("Shadow").fill("gpt-4o-mini")
+    page.get_by_role("button", name="Register the model").click()
+    expect(page.locator("#d-max_retries")).to_be_visible()
+    expect(page.locator('[id="d-shadow.percent"]')).to_contain_text("needed")
+    page.get_by_label("Further endpoints").fill("1")
+    page.get_by_label("Share of the calls").fill("2.5")
     page.get_by_role("button", name="Register the model").click()
     expect(page.get_by_role("status")).to_contain_text("Created")
     assert page.get_by_text("$2.5").first.is_visible()
+    made = told(site, f"models/{quote(name, safe='')}")
+    assert (made["sticky"], made["max_retries"]) == ("user", 1)
+    assert made["shadow"] == {"model": "gpt-4o-mini", "percent": 2.5}
 
     page.get_by_role("link", name="New endpoint").click()
     expect(page.get_by_role("heading", name="New endpoint")).to_be_visible()
@@ -138,10 +151,18 @@ def test_a_model_an_endpoint_and_their_prices(site: Site, hand: Visitor) -> None
     page.get_by_role("button", name="Register the endpoint").click()
     expect(page.locator("#d-api_base")).to_be_visible()
     page.get_by_label("Address").fill(site.house.upstream.base_url)
+    page.get_by_text("when the breaker opens").click()
+    page.get_by_label("Faults in a row").fill("0")
+    page.get_by_role("button", name="Register the endpoint").click()
+    expect(page.locator('[id="d-breaker.faults_in_row"]')).to_be_visible()
+    page.get_by_label("Faults in a row").fill("7")
+    page.get_by_label("Slow from, seconds").fill("2.5")
     page.get_by_label("API key").fill("sk-upstream-secret-of-the-form")
     page.get_by_role("button", name="Register the endpoint").click()
     expect(page.get_by_role("status")).to_contain_text("Created")
     assert "secret-of-the-form" not in page.content()
+    breaker = told(site, f"endpoints/{page.url.rpartition('/')[2].partition('?')[0]}")["breaker"]
+    assert (breaker["faults_in_row"], breaker["slow_first_token_seconds"], breaker["minimum_calls"]) == (7, 2.5, 20)
     page.get_by_role("button", name="Check now").click()
     expect(page.get_by_role("status")).to_contain_text("It is there")
     page.get_by_role("button", name="Drain").click()
@@ -187,7 +208,7 @@ def test_an_app_and_an_administrator(site: Site, hand: Visitor) -> None:
     page.get_by_role("button", name="Make the token").click()
     expect(page.locator("#secret")).to_be_visible()
     page.goto(f"{site.origin}/admin/admins")
-    row = page.locator("tr").filter(has_text=name)
+    row = page.locator('[aria-label="List of administrators"] tr').filter(has_text=name)
     row.get_by_role("button", name="Revoke").click()
     expect(page.locator("tr").filter(has_text=name)).to_contain_text("revoked")
 
@@ -264,3 +285,34 @@ def test_the_trail_is_verified_by_a_button(site: Site, hand: Visitor) -> None:
     hand.page.goto(f"{site.origin}/admin/audit")
     hand.page.get_by_role("button", name="Verify the chain").click()
     expect(hand.page.get_by_role("status")).to_contain_text("The chain holds")
+
+
+def test_somebodys_session_is_ended_from_the_list(site: Site, browser: Browser, hand: Visitor) -> None:
+    name = unique("Grace")
+    made = site.run(site.house.admin("POST", "admins", {"name": name, "role": "viewer"}, expect=201))
+    other = visitor(browser, site, token=made["token"])
+    page = hand.page
+    page.goto(f"{site.origin}/admin/admins")
+    row = page.get_by_role("region", name="Open sessions").locator("tr").filter(has_text=name)
+    expect(row).to_contain_text("Chrome on Linux")
+    row.get_by_role("button", name="End").click()
+    expect(page.get_by_role("status")).to_contain_text("That session was ended")
+    other.page.goto(f"{site.origin}/admin/keys")
+    expect(other.page.get_by_label("Administrator token")).to_be_visible()
+    other.context.close()
+
+
+def test_the_tiles_of_the_overview_lead_to_the_calls_behind_them(site: Site, visit: Visitor) -> None:
+    visit.open("/admin/?range=30d")
+    told_errors = visit.page.locator(".tile", has_text="Errors").locator(".below").text_content() or ""
+    visit.page.locator(".tile", has_text="Errors").click()
+    expect(visit.page.get_by_label("Outcome")).to_have_value("errors")
+    outcomes = visit.page.locator("tbody tr td:nth-child(2) .badge").all_text_contents()
+    assert len(outcomes) == min(50, int(told_errors.partition(" ")[0]))
+    assert not {"ok", "cancelled", "refused"} & set(outcomes)
+    for tile in ("Requests", "Spend", "Tokens", "Latency", "First token"):
+        visit.open("/admin/?range=30d")
+        visit.page.locator(".tile", has_text=tile).click()
+        expect(visit.page.get_by_role("heading", name="Usage log")).to_be_visible()
+        expect(visit.page.locator("tbody tr").first).to_be_visible()
+    assert visit.complaints == []

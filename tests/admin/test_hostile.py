@@ -90,7 +90,9 @@ def test_hostile_texts_are_inert_on_every_page_t031(site: Site, visit: Visitor) 
     everywhere = ["/admin/", "/admin/keys", "/admin/users", "/admin/apps", "/admin/models", "/admin/usage"]
     everywhere += ["/admin/audit", "/admin/playground", "/admin/alerts", *(f"/admin/usage/{each}" for each in calls)]
     for path in (*everywhere, *paths):
-        visit.page.goto(f"{site.origin}{path}")
+        visit.page.goto(
+            f"{site.origin}{path}", wait_until="domcontentloaded"
+        )  # scripts have run, those of the page too
         assert visit.page.evaluate("window.ran") is None, path
         assert visit.page.evaluate("document.querySelectorAll('a[href^=\"javascript\" i], img, iframe').length") == 0, (
             path

@@ -27,7 +27,8 @@ _ABOUT = {
 @family.get("/admins")
 async def list_admins(visit: Visit) -> Response:
     page = await visit.services.management.admins.page(visit.listing())
-    return visit.page("admins/list.html", page=page, now=visit.now, fault="")
+    sessions = await visit.services.admin_sessions.open_sessions()
+    return visit.page("admins/list.html", page=page, sessions=sessions, now=visit.now)
 
 
 @family.get("/admins/new")
@@ -86,6 +87,12 @@ async def revoke_admin(visit: Visit) -> Response:
 async def delete_admin(visit: Visit) -> Response:
     await visit.services.management.admins.delete(visit.actor, visit.path("admin_id"))
     return visit.see_other("/admins", done="deleted")
+
+
+@family.post("/admins/sessions/{session_id}/end")
+async def end_session(visit: Visit) -> Response:
+    await visit.services.admin_sessions.end_anothers(visit.actor, visit.path("session_id"))
+    return visit.see_other("/admins", done="signed-out")
 
 
 def _form(visit: Visit, row: AdminRow | None, fields: dict[str, Any], errors: Errors) -> Response:

@@ -13,7 +13,7 @@ from app.admin.pages.endpoint_view import HOURS, view_of
 from app.admin.pages.prices import price_fields, price_in, price_typed
 from app.admin.visit import Family, Visit
 from app.exceptions import CallerError, InUse
-from app.models.schemas import EndpointCreate, EndpointPatch
+from app.models.schemas import BreakerShape, EndpointCreate, EndpointPatch
 from app.services.endpoint_checks import Check
 from app.services.manage_catalog import PUBLIC_BASES
 from app.storage.management_ports import EndpointRow
@@ -143,6 +143,8 @@ _TIMEOUTS: Final = (
     "total_seconds",
     "unary_seconds",
 )
+_RULE_COUNTS: Final = ("faults_in_row", "fault_percent", "minimum_calls")
+_RULE_SECONDS: Final = ("window_seconds", "slow_first_token_seconds", "open_seconds", "max_open_seconds")
 _EMPTY: Final[dict[str, Any]] = {
     "model": "",
     "provider": "openai",
@@ -160,6 +162,7 @@ _EMPTY: Final[dict[str, Any]] = {
     "timeouts.unary_seconds": "",
     "health_check.kind": "models",
     "health_check.interval_seconds": "30",
+    **{f"breaker.{name}": "" for name in (*_RULE_COUNTS, *_RULE_SECONDS)},
 }
 
 
@@ -171,6 +174,8 @@ def _form(visit: Visit, row: EndpointRow | None, fields: dict[str, Any], errors:
         fields={**_EMPTY, **price_fields(None), **fields},
         errors=errors,
         model_options=[(name, name) for name in visit.services.catalog.current.models],
+        breaker_names=[f"breaker.{name}" for name in (*_RULE_COUNTS, *_RULE_SECONDS)],
+        usual={name: _shown(value) for name, value in BreakerShape().model_dump().items()},
         bases={str(kind): base for kind, base in PUBLIC_BASES.items()},
         version=version_of(row) if row else "",
     )
@@ -196,6 +201,7 @@ def _fields(row: EndpointRow) -> dict[str, Any]:
         "requests_per_minute": spec.requests_per_minute or "",
         "tokens_per_minute": spec.tokens_per_minute or "",
         **{f"timeouts.{name}": f"{each:g}" for name, each in zip(_TIMEOUTS, seconds, strict=True)},
+        **{f"breaker.{name}": _shown(value) for name, value in BreakerShape.of(spec.breaker).model_dump().items()},
         "health_check.kind": spec.health_check.kind,
         "health_check.interval_seconds": f"{spec.health_check.interval_s:g}",
         **price_fields(spec.price),
@@ -208,6 +214,8 @@ def _typed(form: Form) -> dict[str, Any]:
 
 def _body(form: Form) -> dict[str, object]:
     timeouts = {name: form.number(f"timeouts.{name}") for name in _TIMEOUTS}
+    counts = {name: form.count(f"breaker.{name}") for name in _RULE_COUNTS}
+    rules = counts | {name: form.number(f"breaker.{name}") for name in _RULE_SECONDS}
     check = {"kind": form.text("health_check.kind") or "models"}
     interval = form.number("health_check.interval_seconds")
     return {
@@ -219,6 +227,7 @@ def _body(form: Form) -> dict[str, object]:
         **{name: form.count(name) for name in ("max_concurrency", "requests_per_minute", "tokens_per_minute")},
         "timeouts": {name: value for name, value in timeouts.items() if value is not None},
         "health_check": {**check, **({} if interval is None else {"interval_seconds": interval})},
+        "breaker": {name: value for name, value in rules.items() if value is not None},
         "price": price_in(form),
     }
 
@@ -226,3 +235,7 @@ def _body(form: Form) -> dict[str, object]:
 def _signed(text: str) -> int | str:
     digits = text.removeprefix("-")
     return int(text) if digits.isdecimal() and len(digits) < 10 else text or 0
+
+
+def _shown(number: float | None) -> str:
+    return "" if number is None else f"{number:g}"

@@ -140,6 +140,10 @@ _EMPTY: Final[dict[str, Any]] = {
     "aliases": "",
     "strategy": "round_robin",
     "fallbacks": "",
+    "sticky": "",
+    "max_retries": "",
+    "shadow.model": "",
+    "shadow.percent": "",
     "context_window": "",
     "max_output_tokens": "",
     "limit_rows": [],
@@ -167,6 +171,10 @@ def _fields(row: ModelRow) -> dict[str, Any]:
         "aliases": "\n".join(spec.aliases),
         "strategy": spec.strategy,
         "fallbacks": "\n".join(spec.fallbacks),
+        "sticky": spec.sticky or "",
+        "max_retries": "" if spec.max_retries is None else spec.max_retries,
+        "shadow.model": spec.shadow.model if spec.shadow else "",
+        "shadow.percent": f"{spec.shadow.percent:g}" if spec.shadow else "",
         "context_window": spec.context_window or "",
         "max_output_tokens": spec.max_output_tokens or "",
         **price_fields(spec.price),
@@ -186,9 +194,17 @@ def _body(form: Form) -> dict[str, object]:
         "aliases": form.names("aliases"),
         "strategy": form.text("strategy") or "round_robin",
         "fallbacks": form.names("fallbacks"),
+        "sticky": form.optional("sticky"),
+        "max_retries": form.count("max_retries"),
+        "shadow": _shadow(form),
         "context_window": form.count("context_window"),
         "max_output_tokens": form.count("max_output_tokens"),
         "price": price_in(form),
         "limits": forms.limits_in(form),
         "budgets": forms.budgets_in(form),
     }
+
+
+def _shadow(form: Form) -> dict[str, object] | None:
+    given = {"model": form.optional("shadow.model"), "percent": form.number("shadow.percent")}
+    return {name: value for name, value in given.items() if value is not None} or None

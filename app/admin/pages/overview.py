@@ -55,12 +55,19 @@ class Span:
         """As long a stretch, just before."""
         return self.since - (self.until - self.since), self.since
 
+    @property
+    def step(self) -> timedelta:
+        return timedelta(days=1) if self.by_day else timedelta(hours=1)
+
+    def end_of(self, beginning: str) -> str:
+        """Where the stretch ends that begins there, both in RFC 3339."""
+        return (datetime.fromisoformat(beginning) + self.step).isoformat().replace("+00:00", "Z")
+
     def beginnings(self) -> list[datetime]:
-        step = timedelta(days=1) if self.by_day else timedelta(hours=1)
         found, at = [], self.since
         while at < self.until:
             found.append(at)
-            at += step
+            at += self.step
         return found
 
 
@@ -142,7 +149,7 @@ async def overview(visit: Visit) -> Response:
         store.top("model", span.since, span.until, limit=TOP),
         store.top("user", since, span.until, limit=TOP),
         store.top("key", since, span.until, limit=TOP),
-        services.audit.page(AuditQuery(limit=8)),
+        services.audit.page(AuditQuery(limit=6)),
     )
     top = {"model": models, "user": users, "key": keys}
     names = await services.overview.key_names([each.group for each in top["key"]])
@@ -152,6 +159,7 @@ async def overview(visit: Visit) -> Response:
         figures=figures,
         ranges=list(RANGES),
         top=top,
+        top_since=since,
         is_cut=is_cut,
         key_names={**names, **await services.overview.key_names([n.claim.scope_id for n in near])},
         near=near,

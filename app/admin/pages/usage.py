@@ -33,6 +33,10 @@ PERIODS: Final = {
 }
 
 
+ERRORS: Final = "errors"
+"""A choice among the outcomes: all that the sums count as errors."""
+
+
 def filter_of(visit: Visit) -> LogFilter:
     """The filter that the query describes. Raises: InvalidRequest."""
     words, request_id, user = visit.query("q"), visit.query("request_id"), visit.query("user")
@@ -44,7 +48,7 @@ def filter_of(visit: Visit) -> LogFilter:
     period = PERIODS.get(visit.query("period") or "")
     if period is not None and since is None:
         since = visit.now - period
-    status = visit.query("http_status")
+    status, is_error = visit.query("http_status"), visit.query("outcome") == ERRORS
     if status is not None and not (status.isdecimal() and 100 <= int(status) <= 599):
         raise InvalidRequest("An HTTP status is a number from 100 to 599.", param="http_status")
     return LogFilter(
@@ -53,7 +57,8 @@ def filter_of(visit: Visit) -> LogFilter:
         key_id=visit.query("key"),
         app_id=visit.query("app"),
         model=visit.query("model"),
-        outcome=visit.query("outcome"),
+        outcome=None if is_error else visit.query("outcome"),
+        is_error=is_error,
         http_status=int(status) if status else None,
         since=since,
         until=until,
@@ -110,7 +115,7 @@ async def list_calls(visit: Visit) -> Response:
         page=page,
         fault=fault,
         key_names=names,
-        outcomes=[str(each) for each in Outcome],
+        outcomes=[ERRORS, *map(str, Outcome)],
         models=list(visit.services.catalog.current.models),
         periods=list(PERIODS),
     )

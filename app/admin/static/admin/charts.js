@@ -12,6 +12,23 @@ const KINDS = {
   tokens: { told: count, lines: [["prompt", "In", 1, "area"], ["completion", "Out", 3, "area"]] },
 };
 
+const steps = (smallest) => Array.from({ length: 46 }, (_, n) => [1, 2, 5][n % 3] * 10 ** Math.floor(n / 3)).map((each) => each * smallest);
+
+// Ticks of one axis have as many digits as their distance needs: $0.00, $0.05, $0.10.
+function dollars(ticks) {
+  const step = ticks.length > 1 ? ticks[1] - ticks[0] : 1;
+  const digits = step >= 1 ? 0 : Math.max(2, Math.ceil(-Math.log10(step) - 1e-9));
+  return ticks.map((tick) => tick === 0 ? "$0" : `$${tick.toLocaleString(undefined, { minimumFractionDigits: digits, maximumFractionDigits: digits })}`);
+}
+
+const clock = new Intl.DateTimeFormat(undefined, { hour: "numeric", minute: "2-digit" });
+const date = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric" });
+// The date stands under the first tick and wherever a new day begins.
+const times = (_, ticks, __, ___, step) => step >= 86400 ? ticks.map((at) => date.format(at * 1000)) : ticks.map((at, index) => {
+  const isNewDay = index === 0 || new Date(at * 1000).getDate() !== new Date(ticks[index - 1] * 1000).getDate();
+  return isNewDay ? `${clock.format(at * 1000)}\n${date.format(at * 1000)}` : clock.format(at * 1000);
+});
+
 let charts = [];
 let stream = null;
 
@@ -52,8 +69,8 @@ function options(kind, element, data) {
     legend: { live: true, markers: { width: 0, fill: (_, index) => index ? ink(`chart-${lines[index - 1][2]}`) : "transparent" } },
     scales: { x: { time: true, range: (_, low, high) => { const half = (data[0][1] - data[0][0]) / 2 || 1800; return [low - half, high + half]; } }, y: { range: (_, low, high) => [0, high > 0 ? high * 1.1 : 1] } },
     axes: [
-      { ...axis, grid: { show: false }, space: 60 },
-      { ...axis, size: 58, space: 36, values: (_, ticks) => ticks.map(told) },
+      { ...axis, grid: { show: false }, space: 60, values: times },
+      { ...axis, size: 58, space: 28, incrs: steps(kind === "cost" ? 1e-9 : 1), values: (_, ticks) => kind === "cost" ? dollars(ticks) : ticks.map(told) },
     ],
     series: [
       { label: "At", value: (_, at) => at == null ? "—" : new Date(at * 1000).toLocaleString(undefined, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" }) },
@@ -62,7 +79,8 @@ function options(kind, element, data) {
         const isBar = shape === "bars";
         return {
           label, stroke: colour, width: isBar ? 0 : 1.6, spanGaps: true, value: (_, value) => told(value),
-          points: { show: false },
+          // A line needs two points: one alone is shown as a dot.
+          points: { show: (plot, index) => !isBar && plot.data[index].filter((each) => each != null).length === 1, size: 6, fill: colour },
           fill: isBar ? colour : shape === "area" ? faint(colour, 0.12) : undefined,
           paths: isBar ? window.uPlot.paths.bars({ size: [0.68, 36], radius: 0.12 }) : window.uPlot.paths.linear(),
         };
@@ -77,8 +95,18 @@ function draw(series) {
   for (const chart of charts) chart.plot.destroy();
   charts = [...document.querySelectorAll("[data-chart]")].map((element) => {
     const kind = element.dataset.chart;
-    return { kind, element, plot: new window.uPlot(options(kind, element, columns(kind, series)), columns(kind, series), element) };
+    const plot = new window.uPlot(options(kind, element, columns(kind, series)), columns(kind, series), element);
+    plot.over.addEventListener("click", () => openCalls(plot));
+    return { kind, element, plot };
   });
+}
+
+// The calls of the hour or day that was clicked; the table below the charts has the same as links.
+function openCalls(plot) {
+  const [at, next] = [plot.cursor.idx, plot.cursor.idx + 1].map((index) => plot.data[0][index] ?? plot.data[0].at(-1) + (plot.data[0][1] - plot.data[0][0]));
+  if (plot.cursor.idx == null || !at) return;
+  const [from, to] = [at, next].map((seconds) => new Date(seconds * 1000).toISOString().replace(".000", ""));
+  location.assign(`/admin/usage?from=${from}&to=${to}`);
 }
 
 function watch(update) {
