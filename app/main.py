@@ -130,11 +130,15 @@ def _health(settings: Settings, stores: Stores, upstreams: Upstreams) -> HealthC
     async def database_is_alive() -> bool:
         return await is_alive(stores.engine)
 
+    async def redis_is_alive() -> bool:
+        # One that answers a ping may refuse all that counts (a replica, a server that lost its scripts, a full one).
+        return not stores.counters.is_away and await stores.redis.is_alive()
+
     return HealthCheck(
         catalog=upstreams.catalog,
         balancer=upstreams.balancer,
         database_is_alive=database_is_alive,
-        redis_is_alive=stores.redis.is_alive,
+        redis_is_alive=redis_is_alive,
         needs_redis=settings.on_redis_down is OnRedisDown.REFUSE,
     )
 
