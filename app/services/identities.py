@@ -139,7 +139,7 @@ class Identities:
         if used:
             try:
                 await self._store.mark_used(list(used.items()))
-            except DependencyUnavailable:
+            except (DependencyUnavailable, asyncio.CancelledError):
                 self._used = used | self._used
                 raise
 

@@ -50,7 +50,12 @@ async def supervise(chore: Chore, election: Election, clock: Clock) -> None:
             is_failing, backoff_s = False, BACKOFF_FIRST_S
             await clock.sleep(chore.every_s)
         except asyncio.CancelledError:
-            raise
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Nobody ends this chore: something that it waited for was cancelled. As an end it would pass unnoticed, for ever.
+            if not is_failing:
+                logger.exception("chore_failed", chore=chore.name)
         except DependencyUnavailable as error:
             if not is_failing:
                 logger.warning("chore_waits", chore=chore.name, why=error.message)

@@ -168,3 +168,21 @@ async def test_while_nobody_can_be_elected_an_elected_chore_waits_and_then_goes_
         await clock.advance(BACKOFF_MAX_S)
 
         assert len(work.at_s) == 1
+
+
+async def test_a_cancellation_that_was_not_meant_for_it_does_not_end_a_chore(clock: ManualClock) -> None:
+    """T133: what a chore waits for may be cancelled by others a hundred times; the chore is a failure then, not over."""
+    begun = 0
+
+    async def work() -> None:
+        nonlocal begun
+        begun += 1
+        if begun <= 100:
+            raise asyncio.CancelledError
+
+    with capture_logs() as lines:
+        async with supervised(Chore("c", work, every_s=10), clock):
+            await clock.advance(101 * BACKOFF_MAX_S)
+
+            assert begun > 100
+    assert [line["event"] for line in lines] == ["chore_failed", "chore_recovered"]
