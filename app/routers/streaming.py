@@ -19,12 +19,13 @@ from starlette.types import Receive
 from app.dialects.base import Dialect
 from app.domain.call import Meter
 from app.domain.catalog import Catalog
-from app.exceptions import AttemptFailed, GatewayError
+from app.exceptions import AttemptFailed, GatewayError, InternalError
 from app.middleware.exchange import Exchange
 from app.routers.call_headers import call_headers
 from app.services.budget import bill
 from app.services.chat import Chat
 from app.services.running import RunningCalls
+from app.telemetry import error_answered, logger
 
 KEEP_ALIVE_S = 15.0
 """An idle stream is given a comment this often, well under the minute after which most proxies cut a silent connection."""
@@ -81,6 +82,14 @@ class CallResponse:
             return
         except AttemptFailed as failure:
             await exchange.send_last(self._dialect.error_event(failure.error, exchange.request_id))
+            return
+        except Exception:
+            if not exchange.started:
+                raise
+            logger.exception("unexpected_error", request_id=exchange.request_id, path=exchange.path)
+            internal = InternalError()
+            error_answered(internal)
+            await exchange.send_last(self._dialect.error_event(internal, exchange.request_id))
             return
         if exchange.started:
             await exchange.send_last(last)
