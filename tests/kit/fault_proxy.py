@@ -21,6 +21,7 @@ from tests.kit.upstream import unacknowledged_bytes
 
 Direction = Literal["to_target", "to_client"]
 CutHow = Literal["reset", "close"]
+Lost = Literal["question", "answer"]
 
 CHUNK_BYTES: Final = 65_536
 QUEUED_CHUNKS: Final = 64
@@ -95,6 +96,7 @@ class FaultProxy:
         self._thawed = asyncio.Event()
         self._thawed.set()
         self._cuts: dict[Direction, tuple[int, CutHow]] = {}
+        self._traps: list[tuple[bytes, Lost]] = []
 
     async def __aenter__(self) -> FaultProxy:
         self.accept()
@@ -168,6 +170,15 @@ class FaultProxy:
         """Ends the connection that carries the byte after so many more in that direction; exactly these arrive. Once."""
         self._cuts[direction] = (bytes_count, how)
 
+    def lose_at(self, marker: bytes, lost: Lost) -> None:
+        """Resets the connection that sends `marker` (in one piece): before the target gets it, or before its answer is back. Once."""
+        self._traps.append((marker, lost))
+
+    @property
+    def is_to_lose(self) -> bool:
+        """Whether something that `lose_at` waits for has not come yet."""
+        return bool(self._traps)
+
     @property
     def connections(self) -> int:
         return len(self._links)
@@ -205,6 +216,14 @@ class FaultProxy:
     async def may_pass(self) -> None:
         await self._thawed.wait()
 
+    def sprung(self, data: bytes) -> Lost | None:
+        """What is to be lost of an exchange that begins with these bytes."""
+        for trap in self._traps:
+            if trap[0] in data:
+                self._traps.remove(trap)
+                return trap[1]
+        return None
+
     def allowance(self, direction: Direction, size: int) -> tuple[int, CutHow | None]:
         """How many of these bytes may pass, and how the connection ends after them (`None`: it goes on)."""
         if direction not in self._cuts:
@@ -223,6 +242,7 @@ class _Link:
     def __init__(self, client: socket.socket, target: socket.socket) -> None:
         self._sockets = (client, target)
         self._end: asyncio.Future[CutHow] = asyncio.get_running_loop().create_future()
+        self._loses_answer = False
 
     def end(self, how: CutHow) -> None:
         if not self._end.done():
@@ -275,6 +295,11 @@ class _Link:
         await _together(read(), write())
 
     async def _pass_on(self, proxy: FaultProxy, sink: socket.socket, data: bytes, direction: Direction) -> None:
+        lost = proxy.sprung(data) if direction == "to_target" else None
+        if lost == "question" or (self._loses_answer and direction == "to_client"):
+            self.end("reset")
+            await asyncio.get_running_loop().create_future()  # cancelled by run()
+        self._loses_answer = self._loses_answer or lost == "answer"
         count, cut = proxy.allowance(direction, len(data))
         await asyncio.get_running_loop().sock_sendall(sink, data[:count])
         proxy.bytes_seen[direction] += count

@@ -10,15 +10,22 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.database import transaction
+from app.database import open_engine, transaction
 from app.domain.limits import Scope
 from app.exceptions import DependencyUnavailable
 from app.storage.ports import LogFilter, ReportStore, UsageStore
 from app.storage.sql_partitions import drop_partitions_before, ensure_partitions
 from app.storage.sql_reports import SqlReportStore
 from app.storage.sql_usage import SqlUsageStore
+from tests.kit.fault_proxy import FaultProxy, Lost
 from tests.storage.conform_lost import LostAndFoundConformance
-from tests.storage.conform_usage import ReportStoreConformance, SpendingConformance, UsageStoreConformance, everything
+from tests.storage.conform_usage import (
+    ALWAYS,
+    ReportStoreConformance,
+    SpendingConformance,
+    UsageStoreConformance,
+    everything,
+)
 from tests.storage.records import NOON, a_claim, a_content, a_record, a_refusal
 
 
@@ -158,3 +165,26 @@ async def test_thousands_of_records_are_written_in_a_second(usage: UsageStore, r
     began = time.perf_counter()
     assert await usage.write(records[100:]) == rows - 100
     assert (time.perf_counter() - began) / (rows - 100) < 1 / 500
+
+
+@pytest.mark.parametrize("lost", ["question", "answer"])
+async def test_a_connection_that_is_reset_during_the_commit_leaves_one_row_and_one_charge(
+    database: str, reports: ReportStore, lost: Lost
+) -> None:
+    """T102: nobody knows whether it was committed; written again, it is there once either way."""
+    records = [a_record(), a_record(), a_refusal()]
+    async with FaultProxy(database) as proxy:
+        engine = open_engine(proxy.url(database))
+        usage = SqlUsageStore(engine)
+        await usage.ensure_partitions(NOON)
+        proxy.lose_at(b"COMMIT", lost)
+
+        with pytest.raises(DependencyUnavailable):
+            await usage.write(records)
+        new = await usage.write(records)
+        await engine.dispose()
+
+    assert new == (3 if lost == "question" else 0)
+    assert len(await everything(reports)) == 3
+    (of_key,) = await reports.summary(group_by="key", **ALWAYS)
+    assert (of_key.requests, of_key.cost_nanousd) == (2, 3_000)
