@@ -230,5 +230,6 @@ async def kept_partitions(process: Process) -> None:
 
 
 def _needs_litellm(catalog: Catalog) -> bool:
-    translated = (ProviderKind.LITELLM, ProviderKind.ANTHROPIC)
-    return any(e.provider in translated for model in catalog.models.values() for e in model.endpoints)
+    """Whether some endpoint needs it for every call. Anthropic's need it for chat only; the first such call loads it."""
+    endpoints = (endpoint for model in catalog.models.values() for endpoint in model.endpoints)
+    return any(endpoint.provider is ProviderKind.LITELLM for endpoint in endpoints)
