@@ -2,7 +2,8 @@
 
 1. `CallResponse` enters the call, which waits until an answer has begun; only then is a status sent, so failures before that keep
    their true one.
-2. A watcher waits for the client to hang up. When it does, the call is cancelled: the upstream is closed, what passed is billed.
+2. Once a call has lasted a moment, a watcher waits for the client to hang up. When it does, the call is cancelled: the upstream is
+   closed, what passed is billed.
 3. The last bytes are held back until the call was left. Whoever has his whole answer finds his slot free and his money settled:
    a client that calls again at once is never refused because of the call it has just finished.
 4. A stream that breaks after it had begun ends with one error event, also after the settlement.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from types import TracebackType
 
 from starlette.types import Receive
 
@@ -29,6 +30,8 @@ from app.telemetry import error_answered, logger
 
 KEEP_ALIVE_S = 15.0
 """An idle stream is given a comment this often, well under the minute after which most proxies cut a silent connection."""
+WATCH_AFTER_S = 0.1
+"""A call that is over sooner is over before its upstream could have been spared anything: watching it would cost more than it saves."""
 KEEP_ALIVE = b": keep-alive\n\n"
 
 STREAM_HEADERS = [
@@ -63,7 +66,7 @@ class CallResponse:
         headers: list[tuple[bytes, bytes]] = []
         try:
             async with (
-                watched(exchange, self._meter, self._chat.running),
+                Watched(exchange, self._meter, self._chat.running),
                 self._chat.opened(self._meter, self._dialect, self._catalog) as answer,
             ):
                 if answer.chunks is None:
@@ -113,38 +116,64 @@ class CallResponse:
         return b""
 
 
-@asynccontextmanager
-async def watched(exchange: Exchange, meter: Meter, running: RunningCalls) -> AsyncIterator[None]:
-    """Cancel the body of this context when the client hangs up, and turn that cancellation into ClientLeft.
+class Watched:
+    """A context that is cancelled when the client hangs up; that cancellation leaves it as ClientLeft.
 
-    Raises: CallEnded when this process has ended it.
+    Raises: CallEnded when this process has ended the call.
     """
-    call = asyncio.current_task()
-    if call is None:
-        raise RuntimeError("a call is made inside a task")
 
-    async def watch() -> None:
-        await _until_hung_up(exchange, meter)
-        meter.has_client_left = True
-        call.cancel()
+    __slots__ = ("_call", "_exchange", "_meter", "_running", "_timer", "_watcher")
 
-    watcher = asyncio.create_task(watch())
-    try:
-        yield
-    except asyncio.CancelledError:
-        if meter.has_client_left and call.uncancel() == 0:
+    def __init__(self, exchange: Exchange, meter: Meter, running: RunningCalls) -> None:
+        call = asyncio.current_task()
+        if call is None:
+            raise RuntimeError("a call is made inside a task")
+        self._call = call
+        self._exchange = exchange
+        self._meter = meter
+        self._running = running
+        self._watcher: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if isinstance(error, asyncio.CancelledError):
+                self._explain()
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._watcher is not None:
+                await _ended(self._watcher)
+
+    def _begin(self) -> None:
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        await _until_hung_up(self._exchange, self._meter)
+        self._meter.has_client_left = True
+        self._call.cancel()
+
+    def _explain(self) -> None:
+        """Raises: ClientLeft, CallEnded; returns where the cancellation came from elsewhere."""
+        if self._meter.has_client_left and self._call.uncancel() == 0:
             raise ClientLeft from None
-        why = running.why_ended(meter.request_id)
-        if why is not None and call.uncancel() == 0:
+        why = self._running.why_ended(self._meter.request_id)
+        if why is not None and self._call.uncancel() == 0:
             raise CallEnded(why) from None
-        raise
-    finally:
-        watcher.cancel()
-        # The watcher is ours: it has ended before this context is left. It only waits, so it ends in the loop's next round, which
-        # `sleep(0)` gives it for a third of what `wait` costs; `wait` is for the one that was just sending a comment.
-        await asyncio.sleep(0)
-        if not watcher.done():
-            await asyncio.wait([watcher])
+
+
+async def _ended(watcher: asyncio.Task[None]) -> None:
+    """The watcher is the call's: it has ended before the call is left. It only waits, so it ends in the loop's next round, which
+    `sleep(0)` gives it for a third of what `wait` costs; `wait` is for the one that was just sending a comment."""
+    watcher.cancel()
+    await asyncio.sleep(0)
+    if not watcher.done():
+        await asyncio.wait([watcher])
 
 
 async def _until_hung_up(exchange: Exchange, meter: Meter) -> None:

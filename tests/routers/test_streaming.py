@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from typing import Any
 
 import pytest
 from starlette.types import Message
@@ -18,7 +19,7 @@ from app.exceptions import AttemptFailed, FailureKind, InternalError, ModelNotFo
 from app.middleware.exchange import Exchange
 from app.providers.base import Answer
 from app.routers import streaming
-from app.routers.streaming import KEEP_ALIVE, CallResponse, ClientLeft, watched
+from app.routers.streaming import KEEP_ALIVE, CallResponse, ClientLeft, Watched
 from app.services.chat import Chat
 from app.services.running import RunningCalls
 from tests.calls import a_meter
@@ -223,7 +224,7 @@ async def test_after_a_client_has_left_the_task_can_be_used_again(client: Client
 
     async def twice() -> int:
         with pytest.raises(ClientLeft):
-            async with watched(client.exchange(), a_meter(), RunningCalls()):
+            async with Watched(client.exchange(), a_meter(), RunningCalls()):
                 await asyncio.Event().wait()
         await asyncio.sleep(0)
         task = asyncio.current_task()
@@ -233,13 +234,33 @@ async def test_after_a_client_has_left_the_task_can_be_used_again(client: Client
     assert await asyncio.create_task(twice()) == 0
 
 
-async def test_the_watcher_ends_with_its_call_however_that_ends(client: Client) -> None:
+async def until_watched(before: set[asyncio.Task[Any]]) -> None:
+    while asyncio.all_tasks() == before:
+        await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("error", [None, InternalError()])
+async def test_the_watcher_ends_with_its_call_however_that_ends(client: Client, error: InternalError | None) -> None:
     before = asyncio.all_tasks()
-    async with watched(client.exchange(), a_meter(), RunningCalls()):
-        await asyncio.sleep(0)
-    with pytest.raises(InternalError):
-        async with watched(client.exchange(), a_meter(), RunningCalls()):
-            raise InternalError
+
+    async def call() -> None:
+        async with Watched(client.exchange(), a_meter(), RunningCalls()):
+            await until_watched(before)
+            if error is not None:
+                raise error
+
+    with nullcontext() if error is None else pytest.raises(InternalError):
+        await call()
+
+    assert asyncio.all_tasks() == before
+
+
+async def test_a_call_that_is_over_at_once_is_never_watched(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "WATCH_AFTER_S", 0.001)
+    before = asyncio.all_tasks()
+    async with Watched(client.exchange(), a_meter(), RunningCalls()):
+        pass
+    await asyncio.sleep(0.02)
 
     assert asyncio.all_tasks() == before
 
@@ -253,7 +274,7 @@ async def test_a_rest_of_the_body_that_still_comes_is_not_taken_for_a_hang_up(cl
 
     made = Exchange({"type": "http", "method": "POST", "path": "/"}, receive, client.send, exchange.request_id)
     meter = a_meter()
-    async with watched(made, meter, RunningCalls()):
+    async with Watched(made, meter, RunningCalls()):
         while messages:
             await asyncio.sleep(0)
         await asyncio.sleep(0)
