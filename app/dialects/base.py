@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from app.domain.call import Call
 from app.domain.catalog import ProviderKind
 from app.domain.pricing import Usage
 from app.exceptions import GatewayError
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerFacts:
+class AnswerFacts(msgspec.Struct, frozen=True):
     """What we act on in a complete, unary answer."""
 
     usage: Usage | None

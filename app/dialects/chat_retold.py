@@ -52,7 +52,7 @@ class ChatRetold:
     def facts(body: bytes, told: Told) -> AnswerFacts:
         """Raises: BadAnswer, UpstreamSaidError."""
         facts = read_completion(body)
-        return replace(facts, mended=told(facts.mended or body))
+        return msgspec.structs.replace(facts, mended=told(facts.mended or body))
 
     @staticmethod
     def as_stream(body: bytes) -> bytes:

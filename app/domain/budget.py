@@ -12,6 +12,8 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import assert_never
 
+import msgspec
+
 from app.domain.limits import Scope
 from app.domain.money import NanoUsd, PicoUsd, pico_to_nano_rounded_up
 
@@ -47,8 +49,7 @@ class Period:
     ends_at: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
-class Need:
+class Need(msgspec.Struct, frozen=True):
     """What one call needs of money: so much whatever it answers, and so much for each token it produces."""
 
     fixed_nanousd: NanoUsd
@@ -71,8 +72,7 @@ class Need:
 NO_NEED = Need(NanoUsd(0), PicoUsd(0), 0, 0, is_elastic=False)
 
 
-@dataclass(frozen=True, slots=True)
-class BudgetClaim:
+class BudgetClaim(msgspec.Struct, frozen=True):
     """What one call reserves from one budget in one period."""
 
     scope: Scope
@@ -89,8 +89,7 @@ class BudgetClaim:
         return f"{self.scope}:{self.scope_id}:{self.period.name}"
 
 
-@dataclass(frozen=True, slots=True)
-class BudgetState:
+class BudgetState(msgspec.Struct, frozen=True):
     """A budget right after an admission or refusal. free = hard limit - spent - reserved."""
 
     claim: BudgetClaim

@@ -50,8 +50,7 @@ class EstimateKind(StrEnum):
     TOKENIZER = "tokenizer"
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(msgspec.Struct, frozen=True):
     """What a call is thought to need before it is made. `completion_tokens` is the most it may produce, over all choices."""
 
     prompt_tokens: int
@@ -112,8 +111,7 @@ class Attempt:
     """The next attempt costs nothing of the retry budget: this one sent nothing, or was answered well by its own lights."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True):
     """An endpoint (or a fallback model) that was considered: taken, or why it was passed over."""
 
     endpoint_id: str

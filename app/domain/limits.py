@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+import msgspec
+
 
 class Scope(StrEnum):
     """Whose limit or budget it is."""
@@ -39,8 +41,7 @@ class Limit:
     window_s: int
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True):
     """What one call takes from one limit: 1 of requests and of concurrency, and of tokens what it is thought to need.
 
     `amount` is what it takes where there is room, `least` (None: the same) with how little it can begin near the limit.
@@ -58,8 +59,7 @@ class Claim:
         return f"{self.scope}:{self.scope_id}:{self.limit.kind}:{self.limit.window_s}"
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimState:
+class ClaimState(msgspec.Struct, frozen=True):
     """A limit right after an admission or refusal: what is left of it, and when all of it is free again."""
 
     claim: Claim
@@ -67,8 +67,7 @@ class ClaimState:
     reset_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class TokenNeed:
+class TokenNeed(msgspec.Struct, frozen=True):
     """What one call needs of tokens: its prompt, the most it may produce, and the fewest that make a useful answer."""
 
     prompt: int

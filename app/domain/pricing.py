@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
+
+import msgspec
 
 from app.domain.money import PICO_PER_NANO, NanoUsd, PicoUsd, pico_to_nano_rounded_up
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """What a provider says it processed, in one shape for all of them.
 
     `prompt_tokens` includes cached, audio and image tokens, `completion_tokens` includes reasoning, audio and image tokens;
@@ -94,8 +95,7 @@ class Price:
         return rates
 
 
-@dataclass(frozen=True, slots=True)
-class CostLine:
+class CostLine(msgspec.Struct, frozen=True):
     """One factor of the arithmetic: quantity × unit price."""
 
     what: str
@@ -103,10 +103,9 @@ class CostLine:
     unit_pico: PicoUsd
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(msgspec.Struct, frozen=True):
     nanousd: NanoUsd
-    lines: tuple[CostLine, ...] = field(default=())
+    lines: tuple[CostLine, ...] = ()
 
 
 def cost_of(usage: Usage, price: Price) -> Cost:

@@ -379,7 +379,7 @@ class _Attempt:
         if not reader.is_complete:
             # Anthropic counts the prompt in its first event; the break came before it counted the answer.
             written = max([reader.delivered_tokens, *(usage.completion_tokens for usage in seen)])
-            meter.usage = replace(seen[0], completion_tokens=written) if seen else None
+            meter.usage = msgspec.structs.replace(seen[0], completion_tokens=written) if seen else None
             meter.quality = Quality.PARTIAL
         else:
             meter.usage = max(seen, key=lambda usage: usage.completion_tokens) if seen else None

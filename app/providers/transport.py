@@ -36,6 +36,7 @@ from typing import Any, NoReturn, Protocol
 from urllib.parse import quote, urlsplit
 
 import aiohappyeyeballs
+import msgspec
 
 from app.domain.egress import Address
 from app.providers.http1 import BadHttp, Connection
@@ -70,8 +71,7 @@ class AddressPolicy(Protocol):
     def allows_address(self, host: str, ip: Address) -> bool: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Deadlines:
+class Deadlines(msgspec.Struct, frozen=True):
     """Each wait's own limit, and the monotonic time at which all of it must be over."""
 
     connect_s: float

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, tzinfo
 
+import msgspec
+
 from app.domain.belief import believable, disbelief
 from app.domain.budget import NO_NEED, Budget, BudgetClaim, Need, ReserveMode, budget_claims_for
 from app.domain.call import Attempt, AttemptBill, Meter, Quality
@@ -83,9 +85,9 @@ def bill(meter: Meter) -> None:
         is_counted = meter.delivered_tokens > 0 and not is_disbelieved
         meter.quality = Quality.PARTIAL if is_counted else Quality.ESTIMATED
     if meter.price and meter.price.image:
-        meter.usage = replace(meter.usage, images=meter.call.images)
+        meter.usage = msgspec.structs.replace(meter.usage, images=meter.call.images)
     cost = cost_of(meter.usage, meter.price) if meter.price else Cost(NanoUsd(0))
-    meter.cost = replace(cost, nanousd=NanoUsd(cost.nanousd + failed)) if failed else cost
+    meter.cost = msgspec.structs.replace(cost, nanousd=NanoUsd(cost.nanousd + failed)) if failed else cost
 
 
 def bill_failed(meter: Meter, attempt: Attempt) -> None:
@@ -99,7 +101,7 @@ def bill_failed(meter: Meter, attempt: Attempt) -> None:
         prompt = meter.estimate.prompt_tokens if meter.estimate else 0
         usage, quality = Usage(prompt, meter.delivered_tokens), Quality.ESTIMATED
     if price and price.image:
-        usage = replace(usage, images=meter.call.images)
+        usage = msgspec.structs.replace(usage, images=meter.call.images)
     attempt.bill = AttemptBill(usage, quality, price, cost_of(usage, price) if price else Cost(NanoUsd(0)))
 
 
@@ -158,4 +160,4 @@ def _in_full(claim: BudgetClaim) -> BudgetClaim:
     """A unary answer shows nothing until it is whole, so its reservation cannot grow with it: what may come is held at once."""
     if claim.budget.reserve is ReserveMode.WORST_CASE:
         return claim
-    return replace(claim, budget=replace(claim.budget, reserve=ReserveMode.WORST_CASE))
+    return msgspec.structs.replace(claim, budget=replace(claim.budget, reserve=ReserveMode.WORST_CASE))

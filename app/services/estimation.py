@@ -7,8 +7,9 @@ call (`refined`), and the bill of an answer whose provider never said what it us
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Protocol
+
+from msgspec.structs import replace
 
 from app.domain.call import Call, Candidate, Estimate, EstimateKind, Meter, Quality
 from app.domain.catalog import Catalog, Model

@@ -18,6 +18,8 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import msgspec
+
 from app.clock import Clock
 from app.domain.budget import BudgetClaim, BudgetState
 from app.domain.limits import Claim, ClaimState
@@ -157,10 +159,12 @@ class RecoveringCounters:
             return
         reservation, admitted = held
         amount = admitted.budgets[0].claim.amount_nanousd if admitted.budgets else None
-        joined = [claim if amount is None else replace(claim, amount_nanousd=amount) for claim in claims]
+        joined = [
+            claim if amount is None else msgspec.structs.replace(claim, amount_nanousd=amount) for claim in claims
+        ]
         self._open[call_id] = (
             replace(reservation, budgets=(*reservation.budgets, *joined)),
-            replace(admitted, budgets=(*admitted.budgets, *(_untouched(claim) for claim in joined))),
+            msgspec.structs.replace(admitted, budgets=(*admitted.budgets, *(_untouched(claim) for claim in joined))),
         )
         await self._shared.join(call_id, joined)
 
@@ -289,7 +293,10 @@ class RecoveringCounters:
             return
         reservation, admitted = held
         amount = reservation.need.cost_of(granted)
-        budgets = tuple(replace(state, claim=replace(state.claim, amount_nanousd=amount)) for state in admitted.budgets)
+        budgets = tuple(
+            msgspec.structs.replace(state, claim=msgspec.structs.replace(state.claim, amount_nanousd=amount))
+            for state in admitted.budgets
+        )
         self._open[call_id] = (reservation, Admitted(admitted.limits, budgets, granted))
 
     # ── What is kept ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Protocol
 
+import msgspec
+
 from app.domain.budget import NO_NEED, Budget, BudgetClaim, BudgetState, Need
 from app.domain.catalog import Catalog
 from app.domain.identity import App, Identity, User
@@ -34,8 +36,7 @@ class Reservation:
     """What the budgets are to pay for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(msgspec.Struct, frozen=True):
     """The states say what was claimed, and what there was before the claim (budgets) or is left after it (limits)."""
 
     limits: tuple[ClaimState, ...]

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from app.domain.budget import BudgetClaim, BudgetState, Need, ReserveMode
 from app.domain.limits import SLOTS, Claim, ClaimState, LimitKind

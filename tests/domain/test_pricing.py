@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from app.domain.money import PicoUsd, nano_to_usd, pico_to_nano_rounded_up, usd_per_mtok_to_pico, usd_to_pico
 from app.domain.pricing import Price, Rates, Tier, Usage, affordable_completion_tokens, cost_of, worst_case

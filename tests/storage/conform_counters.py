@@ -6,11 +6,12 @@ A suite of an adapter inherits `CountersConformance` and gives the fixtures `cou
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+from msgspec.structs import replace
 
 from app.domain.budget import Budget, BudgetClaim, Need, PeriodKind, ReserveMode, period_at
 from app.domain.limits import Claim, Limit, LimitKind, Scope
@@ -517,7 +518,7 @@ class CountersConformance:
 
     async def test_where_less_is_expected_only_that_is_held(self, counters: Counters) -> None:
         plain = money(0, hard=1_000_000)
-        expected = replace(plain, budget=replace(plain.budget, reserve=ReserveMode.EXPECTED))
+        expected = replace(plain, budget=dataclasses.replace(plain.budget, reserve=ReserveMode.EXPECTED))
         await counters.seed(expected, NanoUsd(0))
 
         answer = await counters.admit(
