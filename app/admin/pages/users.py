@@ -68,6 +68,7 @@ async def show_user(visit: Visit) -> Response:
         gauges=gauges[oid],
         key_gauges=key_gauges,
         calls=calls.items,
+        key_names=await services.overview.key_names(list({each.key_id for each in calls.items if each.key_id})),
         now=visit.now,
         today=visit.today,
         terms=list(TERMS),
