@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -281,6 +282,7 @@ def configure_logging(level: str) -> None:
         structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
         structlog.processors.format_exc_info,
+        without_statements,
     ]
     structlog.configure(
         processors=[
@@ -318,6 +320,20 @@ def configure_logging(level: str) -> None:
 class _CountingHandler(logging.StreamHandler[TextIO]):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name that logging calls
         DROPPED_LOG_LINES.add()
+
+
+_STATEMENT = re.compile(
+    r"^DETAIL: .*?(?=^\[SQL|^\(Background|\n\nThe above|\n\nDuring|\Z)|^\[SQL: .*?\](?=\n\[SQL param|\n\(Background|\n\n|\Z)",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+def without_statements(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    """A driver's error quotes its statement, and PostgreSQL's details quote values that callers sent: neither is for the log."""
+    told = event.get("exception")
+    if isinstance(told, str) and ("[SQL: " in told or "DETAIL: " in told):
+        event["exception"] = _STATEMENT.sub("[not shown]\n", told)
+    return event
 
 
 def _without_color(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, date
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.clock import SystemClock
@@ -26,6 +27,7 @@ from app.storage.sql_catalog import SqlCatalogStore
 from app.storage.sql_identity import SqlKeyStore
 from app.storage.sql_reports import SqlReportStore
 from app.storage.sql_usage import SqlUsageStore
+from app.telemetry import without_statements
 from tests.storage.conftest import quiet, url_of
 from tests.storage.records import KEY_A, NOON, a_claim, a_content, a_record
 
@@ -218,3 +220,27 @@ async def test_a_snapshot_can_not_write(engine: AsyncEngine) -> None:
             await connection.execute(text("INSERT INTO users (oid) VALUES ('u')"))
     async with transaction(engine) as connection:  # and the next user of the connection can
         await connection.execute(text("INSERT INTO users (oid) VALUES ('u')"))
+
+
+@pytest.mark.parametrize(
+    ("statements", "kind"),
+    [
+        (["INSERT INTO users (oid) VALUES ('canary\n\nof a caller')"] * 2, "UniqueViolationError"),
+        (["SELECT *\n  FROM nowhere\n WHERE a[1] = 'canary'\n"], "UndefinedTableError"),
+    ],
+)
+async def test_what_the_log_keeps_of_an_error_quotes_no_statement_and_no_value(
+    engine: AsyncEngine, statements: list[str], kind: str
+) -> None:
+    """T104."""
+    with pytest.raises(DBAPIError) as raised:
+        await run(engine, *statements)
+    told = "".join(traceback.format_exception(raised.value)).rstrip()
+    assert "canary" in told
+
+    kept = str(without_statements(None, "error", {"exception": told})["exception"])
+
+    for word in ("canary", "INSERT INTO", "FROM nowhere", "of a caller"):
+        assert word not in kept
+    assert kind in kept
+    assert kept.count("Traceback") == told.count("Traceback"), "where it was is still told"
