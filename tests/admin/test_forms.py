@@ -217,7 +217,9 @@ def test_many_keys_are_revoked_at_once_and_filters_stay_in_the_address(site: Sit
     page = visit.page
     page.on("dialog", lambda dialog: dialog.accept())
     oid = site.run(site.house.user())
-    ids = [site.run(site.house.admin("POST", "keys", {"user_oid": oid, "name": f"b{n}"}))["id"] for n in range(3)]
+    ids = [
+        site.run(site.house.admin("POST", "keys", {"user_oid": oid, "name": f"bulk key {n}"}))["id"] for n in range(3)
+    ]
     visit.open(f"/admin/keys?user={oid}")
     before = page.evaluate("performance.timeOrigin")
     page.get_by_label("Select all").check()
@@ -228,10 +230,10 @@ def test_many_keys_are_revoked_at_once_and_filters_stay_in_the_address(site: Sit
     before = page.evaluate("performance.timeOrigin")
     page.get_by_label("Status").select_option("revoked")
     page.wait_for_url("**status=revoked**")
-    page.get_by_label("Search keys", exact=True).fill("b1")
-    page.wait_for_url("**q=b1**")
+    page.get_by_label("Search keys", exact=True).fill("bulk key 1")
+    page.wait_for_url("**q=bulk**")
     expect(page.locator("tbody tr")).to_have_count(1)
-    page.get_by_role("link", name="b1").click()
+    page.get_by_role("link", name="bulk key 1").click()
     page.wait_for_url(f"**/admin/keys/{ids[1]}")
     assert page.evaluate("performance.timeOrigin") == before, "a whole page was loaded"
     assert visit.complaints == []
