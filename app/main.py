@@ -87,6 +87,7 @@ def _container(
 ) -> Container:
     """What routers receive: the parts by name, and what only they need."""
     zone, engine = settings.budget_zone, stores.engine
+    overview = SqlOverview(engine)
     return Container(
         settings=settings,
         clock=clock,
@@ -119,8 +120,8 @@ def _container(
         endpoint_care=_endpoint_care(clock, stores, people, upstreams, calls),
         single_sign_on=single_sign_on_of(settings, people.admin_sessions, clock),
         siblings=siblings_of(registry, settings.data_dir / SHARED_METRICS),
-        overview=SqlOverview(engine),
-        gauges=Gauges(stores.counters, stores.alerts, clock, zone),
+        overview=overview,
+        gauges=Gauges(stores.counters, overview, clock, zone),
         presence=stores.presence,
         keys_by_id=stores.keys,
     )

@@ -122,16 +122,19 @@ async def fill(database_url: str, rows: int, *, batch: int = 500_000) -> None:
             numbers = {"users": USERS, "keys": KEYS, "models": MODELS, "endpoints": 2 * MODELS}
             await connection.execute(RECORDS.format(rows=rows, first=first, last=last, **numbers))
         await connection.execute(ROLLUPS)
-        await connection.execute(_endpoint_fill())
-        await connection.execute("VACUUM (ANALYZE) usage_records, usage_rollups, endpoint_rollups, keys, users")
+        for migration in ("0003_endpoint_rollups", "0014_day_rollups"):
+            await connection.execute(_fill_of(migration))
+        await connection.execute(
+            "VACUUM (ANALYZE) usage_records, usage_rollups, day_rollups, endpoint_rollups, keys, users"
+        )
     finally:
         await connection.close()
 
 
-def _endpoint_fill() -> str:
+def _fill_of(migration: str) -> str:
     import importlib.util
 
-    path = Path(__file__).resolve().parent.parent / "migrations" / "versions" / "0003_endpoint_rollups.py"
+    path = Path(__file__).resolve().parent.parent / "migrations" / "versions" / f"{migration}.py"
     spec = importlib.util.spec_from_file_location("fill", path)
     assert spec is not None
     assert spec.loader is not None

@@ -34,7 +34,7 @@ from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 from app.domain.histogram import BUCKETS
 
-SCHEMA_REVISION = "0013"
+SCHEMA_REVISION = "0014"
 """The newest migration. A process whose database says otherwise migrates (or waits for the one that does)."""
 
 MAX_NAME_CHARS = 200
@@ -498,6 +498,25 @@ usage_rollups = Table(
     Index("ix_usage_rollups_model", "model", "hour"),
 )
 """Sums of the ledger by hour (UTC), written in the transaction that writes its rows."""
+
+day_rollups = Table(
+    "day_rollups",
+    metadata,
+    Column("day", DateTime(timezone=True), nullable=False),
+    *(Column(name, Text, nullable=False) for name in ("user_oid", "key_id", "app_id")),
+    *(
+        Column(name, BigInteger, nullable=False)
+        for name in (
+            *("requests", "errors", "prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens"),
+            "cost_nanousd",
+        )
+    ),
+    PrimaryKeyConstraint("day", "user_oid", "key_id", "app_id"),
+    Index("ix_day_rollups_user", "user_oid", "day"),
+    Index("ix_day_rollups_key", "key_id", "day"),
+    Index("ix_day_rollups_app", "app_id", "day"),
+)
+"""The same by day (UTC), user, key and app, so that the dearest of a month are told at once. No budget is read from it."""
 
 DURATION_COUNTS = tuple(f"duration_{bucket}" for bucket in range(BUCKETS))
 FIRST_TOKEN_COUNTS = tuple(f"first_token_{bucket}" for bucket in range(BUCKETS))

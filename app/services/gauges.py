@@ -17,7 +17,7 @@ from app.domain.limits import Scope
 from app.domain.money import NanoUsd
 from app.exceptions import DependencyUnavailable
 from app.services.standing import BudgetStanding
-from app.storage.alert_ports import AlertStore
+from app.storage.overview_ports import OverviewStore
 from app.storage.ports import Counters
 
 Held = tuple[Scope, str, Sequence[Budget]]
@@ -27,7 +27,7 @@ Held = tuple[Scope, str, Sequence[Budget]]
 @dataclass(frozen=True, slots=True)
 class Gauges:
     counters: Counters
-    ledger: AlertStore
+    ledger: OverviewStore
     clock: Clock
     zone: tzinfo
 

@@ -1,6 +1,6 @@
 """The proof of the books: everything that is a sum of something else is summed again and compared. Reads only.
 
-1. Rollups = Σ ledger, for every hour, key and column.
+1. Rollups = Σ ledger, for every hour, key and column; those of a day = Σ those of its hours.
 2. Every row of the ledger: nothing negative; its cost is its own arithmetic, rounded up once; that arithmetic is its usage at
    the price it names, where that price is known.
 3. Every budget counter: spent = ledger + records on their way, reserved = Σ open reservations; no reservation and no slot
@@ -117,6 +117,7 @@ class LedgerVerification:
             gaps += found.gaps
             proof.add(drift for gap in found.gaps for drift in rollup_drifts(gap))
             proof.add(endpoint_drifts(found))
+            proof.add(day_drifts(found, gaps))
         return gaps
 
     async def _bills(self, months: list[tuple[int, int]], proof: Proof) -> None:
@@ -235,6 +236,25 @@ def endpoint_drifts(found: RollupSlice) -> Iterator[Drift]:
             is_told = (gap.key.hour, gap.key.model, gap.key.endpoint_id, column) in told
             if gap.in_rollups[column] != expected and not is_told:
                 yield Drift("endpoint rollup", str(gap.key), column, expected, gap.in_rollups[column])
+
+
+def day_drifts(found: RollupSlice, of_hours: Iterable[RollupGap]) -> Iterator[Drift]:
+    """What is wrong in the sums by day alone: where an hour's are, that is told already."""
+    told = {
+        _of_day(gap, column)
+        for gap in of_hours
+        for column, sum_ in gap.in_ledger.items()
+        if gap.in_rollups[column] != sum_
+    }
+    for gap in found.day_gaps:
+        for column, expected in gap.in_ledger.items():
+            if gap.in_rollups[column] != expected and _of_day(gap, column) not in told:
+                yield Drift("day rollup", str(gap.key), column, expected, gap.in_rollups[column])
+
+
+def _of_day(gap: RollupGap, column: str) -> tuple[datetime, str, str, str, str]:
+    key = gap.key
+    return key.hour.replace(hour=0), key.user_oid, key.key_id, key.app_id, column
 
 
 def bill_drifts(bill: Bill, prices: Mapping[str, Price | None]) -> Iterator[Drift]:

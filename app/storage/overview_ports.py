@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from app.domain.budget import Period
 from app.domain.histogram import percentile_ms
+from app.domain.limits import Scope
+from app.domain.money import NanoUsd
 from app.domain.pricing import Price
 from app.storage.ports import UsageSums
 
@@ -86,8 +90,8 @@ class OverviewStore(Protocol):
         """The dearest models, users, keys or apps."""
         ...
 
-    async def is_large(self) -> bool:
-        """Whether sums by user and key over many days would keep a reader waiting."""
+    async def spent(self, scope: Scope, period: Period, scope_ids: Sequence[str]) -> Mapping[str, NanoUsd]:
+        """What each of these has spent in the period, to be shown; absent means nothing."""
         ...
 
     async def key_names(self, key_ids: list[str]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from app.domain.alerts import BudgetAlert, LimitSide, Sent, Threshold
 from app.domain.budget import Budget, Period, PeriodKind, ReserveMode
 from app.domain.limits import Scope
 from app.domain.money import NanoUsd
-from app.models.tables import budget_alerts, budgets, usage_records, usage_rollups, webhook_deliveries
+from app.models.tables import budget_alerts, budgets, day_rollups, usage_records, usage_rollups, webhook_deliveries
 from app.storage.alert_ports import AlertRow, AlertsUnreadable, Delivery, DeliveryState, Holder
 from app.storage.keyset import after, page_of
 from app.storage.management_ports import Page
@@ -59,7 +59,7 @@ class SqlAlertStore:
         """Whole hours from the rollups, what is left of the first and last hour (zones with half hours) from the ledger."""
         totals: defaultdict[str, int] = defaultdict(int)
         async with _readable(self._engine) as connection:
-            for statement in _spent_statements(scope, period, scope_ids):
+            for statement in spent_statements(scope, period, scope_ids):
                 for holder, spent in await connection.execute(statement):
                     totals[str(holder)] += int(spent)
         return {holder: NanoUsd(spent) for holder, spent in totals.items()}
@@ -132,19 +132,42 @@ async def _readable(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 # ── What was spent ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _spent_statements(scope: Scope, period: Period, scope_ids: Sequence[str]) -> list[Select[Any]]:
+def spent_statements(
+    scope: Scope, period: Period, scope_ids: Sequence[str], *, by_day: bool = False
+) -> list[Select[Any]]:
+    """With `by_day` whole days from their own sums: few rows, but nothing to enforce a budget by, see `day_rollups`."""
     rollup, hour = usage_rollups.c[HOLDER_COLUMN[scope]], usage_rollups.c.hour
+    by_day = by_day and scope is not Scope.MODEL
     start, end = period.starts_at, period.ends_at
     if start is None or end is None:
-        return [_sums(usage_rollups, rollup, scope_ids)]
+        table = day_rollups if by_day else usage_rollups
+        return [_sums(table, table.c[HOLDER_COLUMN[scope]], scope_ids)]
     first_hour, last_hour = _next_hour(start), end.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
-    statements = [_sums(usage_rollups, rollup, scope_ids, hour >= first_hour, hour < last_hour)]
+    days, hours = whole_days(first_hour, last_hour) if by_day else (None, [(first_hour, last_hour)])
+    statements = [_sums(usage_rollups, rollup, scope_ids, hour >= a, hour < b) for a, b in hours]
+    if days is not None:
+        day = day_rollups.c.day
+        holder = day_rollups.c[HOLDER_COLUMN[scope]]
+        statements.append(_sums(day_rollups, holder, scope_ids, day >= days[0], day < days[1]))
     edges = [(a, b) for a, b in ((start, first_hour), (last_hour, end)) if a < b]
     if edges:
         at = usage_records.c.created_at
         in_edges = or_(*((at >= a) & (at < b) for a, b in edges))
         statements.append(_sums(usage_records, usage_records.c[LEDGER_COLUMN[scope]], scope_ids, in_edges))
     return statements
+
+
+Stretch = tuple[datetime, datetime]
+
+
+def whole_days(since: datetime, until: datetime) -> tuple[Stretch | None, list[Stretch]]:
+    """The whole days (UTC) between two hours, and what is left before and after them."""
+    first = since.astimezone(UTC).replace(hour=0)
+    first = first if first == since else first + timedelta(days=1)
+    last = until.astimezone(UTC).replace(hour=0)
+    if first >= last:
+        return None, [(since, until)]
+    return (first, last), [(a, b) for a, b in ((since, first), (last, until)) if a < b]
 
 
 def _sums(

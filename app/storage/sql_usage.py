@@ -261,6 +261,10 @@ _ENDPOINT_TYPES = {
 }
 
 
+DAY_KEY = ("day", "user_oid", "key_id", "app_id")
+_DAY_TYPES = {"day": "timestamptz", **dict.fromkeys(DAY_KEY[1:], "text"), **dict.fromkeys(SUMS, "int8")}
+
+
 def _add_sums(table: str, key: Sequence[str], sums: Sequence[str], types: Mapping[str, str]) -> str:
     added = ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in sums)
     return f"{_insert_arrays(table, types)} ON CONFLICT ({', '.join(key)}) DO UPDATE SET {added}"
@@ -275,6 +279,8 @@ def _delete_empty(table: str, key: Sequence[str], sums: Sequence[str], types: Ma
 
 ROLLUP_UPSERT = _add_sums("usage_rollups", ROLLUP_KEY, SUMS, _ROLLUP_TYPES)
 ROLLUP_DELETE = _delete_empty("usage_rollups", ROLLUP_KEY, SUMS, _ROLLUP_TYPES)
+DAY_UPSERT = _add_sums("day_rollups", DAY_KEY, SUMS, _DAY_TYPES)
+DAY_DELETE = _delete_empty("day_rollups", DAY_KEY, SUMS, _DAY_TYPES)
 ENDPOINT_UPSERT = _add_sums("endpoint_rollups", ENDPOINT_KEY, ENDPOINT_SUMS, _ENDPOINT_TYPES)
 ENDPOINT_DELETE = _delete_empty("endpoint_rollups", ENDPOINT_KEY, SUMS, _ENDPOINT_TYPES)
 
@@ -372,10 +378,12 @@ async def _add_to_rollups(
     if not added and not removed:
         return
     await connection.exec_driver_sql(ROLLUP_UPSERT, _columns(rollups_of(added, removed)))
+    await connection.exec_driver_sql(DAY_UPSERT, _columns(day_rollups_of(added, removed)))
     await connection.exec_driver_sql(ENDPOINT_UPSERT, _columns(endpoint_rollups_of(added, removed)))
     if removed:  # what a lost call was booked under may be nobody's now (it had no endpoint yet, say)
         keys = sorted({_rollup_key(record) for record in removed})
         await connection.exec_driver_sql(ROLLUP_DELETE, _columns(keys))
+        await connection.exec_driver_sql(DAY_DELETE, _columns(sorted({_day_key(record) for record in removed})))
         await connection.exec_driver_sql(ENDPOINT_DELETE, _columns(sorted({_endpoint_key(each) for each in removed})))
 
 
@@ -384,17 +392,29 @@ def _columns(rows: Iterable[tuple[object, ...]]) -> tuple[list[object], ...]:
 
 
 RollupKey = tuple[datetime, str, str, str, str, str]
+DayKey = tuple[datetime, str, str, str]
 
 
 def rollups_of(added: Iterable[CallRecord], removed: Iterable[CallRecord] = ()) -> list[tuple[object, ...]]:
     """What these records change in the rollups, sorted: hour, user, key, app, model, endpoint and then the sums."""
-    sums: defaultdict[RollupKey, list[int]] = defaultdict(lambda: [0] * len(SUMS))
+    return _summed(_rollup_key, added, removed)
+
+
+def day_rollups_of(added: Iterable[CallRecord], removed: Iterable[CallRecord] = ()) -> list[tuple[object, ...]]:
+    """The same by day, user, key and app."""
+    return _summed(_day_key, added, removed)
+
+
+def _summed(
+    key_of: Callable[[CallRecord], tuple[Any, ...]], added: Iterable[CallRecord], removed: Iterable[CallRecord]
+) -> list[tuple[object, ...]]:
+    sums: defaultdict[tuple[Any, ...], list[int]] = defaultdict(lambda: [0] * len(SUMS))
     for sign, records in ((1, added), (-1, removed)):
         for record in records:
-            row = sums[_rollup_key(record)]
+            row = sums[key_of(record)]
             for position, amount in enumerate(_amounts(record)):
                 row[position] += sign * amount
-    return [(*key, *sums[key]) for key in sorted(sums)]
+    return [(*key, *row) for key, row in sorted(sums.items())]
 
 
 def endpoint_rollups_of(added: Iterable[CallRecord], removed: Iterable[CallRecord] = ()) -> list[tuple[object, ...]]:
@@ -416,6 +436,11 @@ def _buckets(record: CallRecord) -> Iterable[int]:
         yield len(SUMS) + bucket_of(record.duration_ms)
         if record.is_stream and record.first_token_ms is not None:
             yield len(SUMS) + BUCKETS + bucket_of(record.first_token_ms)
+
+
+def _day_key(record: CallRecord) -> DayKey:
+    hour, user_oid, key_id, app_id, *_ = _rollup_key(record)
+    return hour.replace(hour=0), user_oid, key_id, app_id
 
 
 def _endpoint_key(record: CallRecord) -> tuple[datetime, str, str]:

@@ -83,6 +83,20 @@ ENDPOINT_GAPS = f"""
     WHERE {" OR ".join(f"coalesce(ledger.{name}, 0) <> coalesce(rolled.{name}, 0)" for name in ENDPOINT_SUMS)}
     ORDER BY hour, model, endpoint_id
 """  # noqa: S608 - our own names
+DAY_GAPS = f"""
+    WITH ledger AS (
+        SELECT date_trunc('day', hour, 'UTC') AS hour, user_oid, key_id, app_id,
+               {", ".join(f"sum({name})::bigint AS {name}" for name in SUMS)}
+        FROM usage_rollups WHERE hour >= $1 AND hour < $2 GROUP BY 1, 2, 3, 4
+    ), rolled AS (
+        SELECT day AS hour, user_oid, key_id, app_id, {", ".join(SUMS)} FROM day_rollups WHERE day >= $1 AND day < $2
+    )
+    SELECT hour, user_oid, key_id, app_id, '' AS model, '' AS endpoint_id,
+           {", ".join(_LEDGER_OF.format(name) for name in SUMS)}, {", ".join(_ROLLED_OF.format(name) for name in SUMS)}
+    FROM ledger FULL JOIN rolled USING (hour, user_oid, key_id, app_id)
+    WHERE {" OR ".join(f"coalesce(ledger.{name}, 0) <> coalesce(rolled.{name}, 0)" for name in SUMS)}
+    ORDER BY hour, user_oid, key_id, app_id
+"""  # noqa: S608 - our own names
 BILLS = f"""
     SELECT created_at, request_id, outcome, price_id, cost_nanousd, prompt_tokens, completion_tokens, cached_tokens,
            reasoning_tokens, (detail->'usage')::text AS usage, (detail->'arithmetic')::text AS lines,
@@ -138,8 +152,13 @@ class SqlLedgerProof:
                 await _allow_time(connection)
                 rows = (await connection.exec_driver_sql(GAPS, (start, until))).mappings().all()
                 others = (await connection.exec_driver_sql(ENDPOINT_GAPS, (start, until))).mappings().all()
+                ends_a_day = until.hour == 0
+                day = (until - timedelta(days=1), until)
+                of_day = (await connection.exec_driver_sql(DAY_GAPS, day)).mappings().all() if ends_a_day else []
             gaps, endpoint_gaps = [_gap(dict(row)) for row in rows], [_endpoint_gap(dict(row)) for row in others]
-            yield RollupSlice(until - timedelta(microseconds=1), gaps, endpoint_gaps)
+            yield RollupSlice(
+                until - timedelta(microseconds=1), gaps, endpoint_gaps, [_gap(dict(row)) for row in of_day]
+            )
             start = until
 
     async def bills(self, month: Month) -> AsyncIterator[Sequence[Bill]]:

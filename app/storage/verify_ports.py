@@ -48,6 +48,8 @@ class RollupSlice:
     gaps: list[RollupGap]
     endpoint_gaps: list[RollupGap] = field(default_factory=list)
     """The same of the sums by model and endpoint, which no budget is read from."""
+    day_gaps: list[RollupGap] = field(default_factory=list)
+    """Where a day's sums are not those of its hours; told with the day's last stretch."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,6 +109,15 @@ async def test_sums_by_endpoint_are_filled_from_the_ledger_that_was_there(databa
     assert len(written) == 2
 
 
+async def test_sums_by_day_are_filled_from_the_hours_that_were_there(database: str, engine: AsyncEngine) -> None:
+    await SqlUsageStore(engine).write([a_record(NOON + timedelta(minutes=m * 20)) for m in range(100)])
+    written = await rows_of(engine, "day_rollups")
+    await downgrade(database, "0013")
+    assert await migrate(database, quiet)
+    assert await rows_of(engine, "day_rollups") == written
+    assert len(written) == 2
+
+
 async def rows_of(engine: AsyncEngine, table: str) -> list[tuple[object, ...]]:
     async with transaction(engine) as connection:
         return [tuple(row) for row in await connection.execute(text(f"SELECT * FROM {table} ORDER BY 1, 2, 3"))]

@@ -190,6 +190,17 @@ async def test_a_wrong_latency_count_is_named_and_a_changed_record_is_named_once
     assert all(isinstance(d.found, int) and isinstance(d.expected, int) and d.found > d.expected for d in drifts)
 
 
+async def test_a_wrong_sum_of_a_day_is_named(engine: AsyncEngine, books: list[CallRecord], verify: Verify) -> None:
+    await sql(engine, "UPDATE day_rollups SET cost_nanousd = cost_nanousd + 7, errors = errors + 1")
+    drifts = (await verify()).drifts
+
+    assert [(drift.kind, drift.where, drift.column) for drift in drifts] == [
+        ("day rollup", f"2026-11-23T00:00Z, user user-1, key {KEY_A}", "errors"),
+        ("day rollup", f"2026-11-23T00:00Z, user user-1, key {KEY_A}", "cost_nanousd"),
+    ]
+    assert all(isinstance(d.found, int) and isinstance(d.expected, int) and d.found > d.expected for d in drifts)
+
+
 async def test_a_rollup_of_nothing_and_a_record_without_rollup_are_drifts(
     engine: AsyncEngine, books: list[CallRecord], verify: Verify
 ) -> None:

@@ -33,8 +33,6 @@ RANGES: Final = {
 }
 HOURLY_UP_TO: Final = timedelta(days=7)
 TOP: Final = 6
-DAY: Final = timedelta(days=1)
-"""Where sums by user and key are many, longer ranges show those of the last day; the page says so."""
 NEAR_PERCENT: Final = 80
 EVENT_EVERY_S: Final = 2.0
 EVENTS_FOR_S: Final = 8.0
@@ -142,13 +140,11 @@ async def overview(visit: Visit) -> Response:
     span = span_of(visit.query("range"), visit.now)
     figures = await figures_of(visit, span)
     services = visit.services
-    is_cut = span.until - span.since > DAY and await services.overview.is_large()
-    since = span.until - DAY if is_cut else span.since
     store = services.overview
     models, users, keys, trail = await asyncio.gather(
         store.top("model", span.since, span.until, limit=TOP),
-        store.top("user", since, span.until, limit=TOP),
-        store.top("key", since, span.until, limit=TOP),
+        store.top("user", span.since, span.until, limit=TOP),
+        store.top("key", span.since, span.until, limit=TOP),
         services.audit.page(AuditQuery(limit=6)),
     )
     top = {"model": models, "user": users, "key": keys}
@@ -159,8 +155,7 @@ async def overview(visit: Visit) -> Response:
         figures=figures,
         ranges=list(RANGES),
         top=top,
-        top_since=since,
-        is_cut=is_cut,
+        top_since=span.since,
         key_names={**names, **await services.overview.key_names([n.claim.scope_id for n in near])},
         near=near,
         unwell=unwell(visit),
