@@ -58,8 +58,14 @@ class Fault(StrEnum):
     """429, or whatever said when to come back."""
     CREDENTIAL = "credential"
     """Our credential was refused."""
+    CERTIFICATE = "certificate"
+    """Its certificate is not one that we may trust."""
     CHECK = "check"
     """Active checks failed while nothing else was known."""
+
+
+NEEDS_SOMEBODY: Final = frozenset({Fault.CREDENTIAL, Fault.CERTIFICATE})
+"""What no waiting mends: the endpoint opens at once, and an administrator is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +200,7 @@ class Breaker:
         self, ticket: int, fault: Fault, *, now_s: float, chance: float, retry_after_s: float | None = None
     ) -> Change | None:
         """The attempt failed, and it was the endpoint's fault. Returns the change, if it was one."""
-        if fault is Fault.CREDENTIAL:
+        if fault in NEEDS_SOMEBODY:
             self.is_told = False
             return self._open(fault, CREDENTIAL_OPEN_S * _jittered(chance), now_s)
         if fault is Fault.BUSY:

@@ -12,7 +12,7 @@ from app.domain.limits import Scope
 from app.domain.money import nano_to_usd
 from app.models.schemas import Moment
 from app.storage.alert_ports import AlertRow, DeliveryState
-from app.storage.endpoint_ports import EndpointEvent
+from app.storage.endpoint_ports import EndpointEvent, EventKind
 
 
 class DeliveryView(BaseModel):
@@ -27,9 +27,10 @@ class DeliveryView(BaseModel):
 
 
 class EndpointAlertView(BaseModel):
-    """An endpoint's provider does not take our credential any more: told once a day and credential, to the webhook too."""
+    """An endpoint that only somebody can bring back: its provider does not take our credential any more, or its certificate is not one
+    to trust. Told once a day, to the webhook too."""
 
-    type: Literal["endpoint_credential_refused"] = "endpoint_credential_refused"
+    type: Literal["endpoint_credential_refused", "endpoint_certificate_refused"]
     id: str
     at: Moment
     endpoint_id: str
@@ -39,7 +40,9 @@ class EndpointAlertView(BaseModel):
 
     @classmethod
     def of(cls, event: EndpointEvent) -> EndpointAlertView:
+        is_certificate = event.kind is EventKind.CERTIFICATE_REFUSED
         return cls(
+            type="endpoint_certificate_refused" if is_certificate else "endpoint_credential_refused",
             id=event.id,
             at=event.at,
             endpoint_id=event.endpoint_id,

@@ -22,7 +22,7 @@ import msgspec
 
 from app.clock import Clock
 from app.domain.alerts import rfc3339
-from app.domain.breaker import BreakerState, Change, Fault
+from app.domain.breaker import NEEDS_SOMEBODY, BreakerState, Change, Fault
 from app.exceptions import DependencyUnavailable
 from app.services.live_endpoint import LiveEndpoint, Mishap
 from app.storage.alert_ports import WebhookSender
@@ -56,6 +56,11 @@ class News(msgspec.Struct, frozen=True, omit_defaults=True):
     took_ms: int = 0
 
 
+_ALERTS: Final = {
+    Fault.CREDENTIAL: EventKind.CREDENTIAL_REFUSED,
+    Fault.CERTIFICATE: EventKind.CERTIFICATE_REFUSED,
+}
+"""What somebody is told of, by what opened the endpoint."""
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(News).decode
 
@@ -96,7 +101,7 @@ class EndpointEvents:
             return
         self._noted_s[live.id] = now_s
         self._note_opening(live, change, mishap)
-        if change.fault in (Fault.BUSY, Fault.CREDENTIAL) or change.streak == 1:
+        if change.fault is Fault.BUSY or change.fault in NEEDS_SOMEBODY or change.streak == 1:
             self.tell("opened", live.id, fault=change.fault, open_s=round(change.open_s, 3))
 
     def note(
@@ -162,13 +167,14 @@ class EndpointEvents:
             upstream_status=status,
             open_s=change.open_s,
         )
-        if change.fault is Fault.CREDENTIAL:
-            digest = hashlib.sha256((endpoint.credential or "").encode()).hexdigest()[:16]
-            # One alert a day and credential, whichever process sees it first.
-            once = f"credential:{live.id}:{digest}:{self._clock.now():%Y-%m-%d}"
+        if change.fault in NEEDS_SOMEBODY:
+            shown = endpoint.credential if change.fault is Fault.CREDENTIAL else endpoint.api_base
+            digest = hashlib.sha256((shown or "").encode()).hexdigest()[:16]
+            # One alert a day and credential (or address), whichever process sees it first.
+            once = f"{change.fault}:{live.id}:{digest}:{self._clock.now():%Y-%m-%d}"
             self.note(
-                *(live.id, endpoint.model, EventKind.CREDENTIAL_REFUSED),
-                reason="credential",
+                *(live.id, endpoint.model, _ALERTS[change.fault]),
+                reason=change.fault,
                 message=message,
                 upstream_status=status,
                 once=once,
@@ -210,9 +216,9 @@ class EndpointEvents:
     async def write_once(self) -> None:
         batch = [self._kept[i] for i in range(min(BATCH, len(self._kept)))]
         for event in await self._store.keep(batch):
-            if event.kind is EventKind.CREDENTIAL_REFUSED:
+            if event.kind in _ALERTS.values():
                 logger.error(
-                    "endpoint_credential_refused",
+                    f"endpoint_{event.kind}",
                     endpoint_id=event.endpoint_id,
                     model=event.model,
                     upstream_status=event.upstream_status,
@@ -242,7 +248,7 @@ def _alert_body(event: EndpointEvent) -> bytes:
     """The same bytes for the same alert, however often they are sent."""
     return _encode(
         {
-            "type": "endpoint_credential_refused",
+            "type": f"endpoint_{event.kind}",
             "id": event.id,
             "at": rfc3339(event.at),
             "endpoint_id": event.endpoint_id,

@@ -12,6 +12,8 @@ CREDENTIAL_CODES: Final = frozenset(
     {"invalid_api_key", "insufficient_quota", "billing_hard_limit_reached", "account_deactivated"}
 )
 """Some providers say these with 400, 404 or 429; they concern our account all the same, and waiting does not mend it."""
+CERTIFICATE_REASON: Final = "tls_certificate"
+"""As the transport names it: expired, self-signed, of another host, or of an authority that is not trusted."""
 BUSY_STATUSES: Final = frozenset({429, 529})
 
 
@@ -19,6 +21,8 @@ def fault_of(failure: AttemptFailed) -> Fault | None:
     """None: the endpoint is not to blame."""
     if not failure.is_endpoint_fault:
         return None
+    if failure.reason == CERTIFICATE_REASON:
+        return Fault.CERTIFICATE
     status = failure.upstream_status
     if status in CREDENTIAL_STATUSES or failure.upstream_code in CREDENTIAL_CODES:
         return Fault.CREDENTIAL

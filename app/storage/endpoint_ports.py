@@ -23,6 +23,7 @@ class EventKind(StrEnum):
     CHECK_FAILED = "check_failed"
     CHECK_RECOVERED = "check_recovered"
     CREDENTIAL_REFUSED = "credential_refused"
+    CERTIFICATE_REFUSED = "certificate_refused"
     """An alert: the provider does not take our key any more."""
 
 

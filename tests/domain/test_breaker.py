@@ -200,11 +200,12 @@ def test_a_later_word_of_the_upstream_extends_and_never_shortens(words: list[tup
         until = breaker.opens_in_s(0)
 
 
-def test_a_refused_credential_opens_it_at_once() -> None:
-    """T064."""
+@pytest.mark.parametrize("fault", [Fault.CREDENTIAL, Fault.CERTIFICATE])
+def test_what_only_somebody_can_mend_opens_it_at_once(fault: Fault) -> None:
+    """T064, T085."""
     breaker = Breaker(RULES)
 
-    fail(breaker, fault=Fault.CREDENTIAL)
+    fail(breaker, fault=fault)
 
     assert breaker.opens_in_s(0) == pytest.approx(CREDENTIAL_OPEN_S)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.house import House, error_of, request_id_of
+from tests.e2e.house import House, Json, error_of, request_id_of
 from tests.e2e.test_hot_path import chat_request
 from tests.kit.certificates import Certificate, make_certificate
 from tests.kit.processes import GatewayProcess
@@ -51,7 +52,7 @@ async def test_t043_t085_only_our_own_configuration_says_where_a_call_goes_and_w
     ):
         secure, refused = await house.model(endpoints=0), await house.model(endpoints=0)
         await house.endpoint(secure, api_base=trusted.base_url)
-        await house.endpoint(refused, api_base=stranger.base_url)
+        bad = await house.endpoint(refused, api_base=stranger.base_url)
 
         assert (await house.chat(key, plain)).status == 200
         assert (await house.chat(key, secure)).status == 200
@@ -60,8 +61,19 @@ async def test_t043_t085_only_our_own_configuration_says_where_a_call_goes_and_w
         record = await house.record(request_id_of(answer))
         assert record["attempt_details"][0]["reason"] == "tls_certificate"
         assert stranger.invoice().lines == ()
+        assert [alert["type"] for alert in await alerts_of(house, bad)] == ["endpoint_certificate_refused"]
         assert trusted.invoice().lines[0].credential == "sk-upstream-key-of-the-tests"
     assert trap.invoice().connections_accepted == 0
+
+
+async def alerts_of(house: House, endpoint_id: str) -> list[Json]:
+    """Once there are any."""
+    async with asyncio.timeout(5):
+        while True:
+            listed = (await house.admin("GET", "alerts?limit=200", expect=200))["items"]
+            if found := [alert for alert in listed if alert.get("endpoint_id") == endpoint_id]:
+                return found
+            await asyncio.sleep(0.05)
 
 
 async def test_t083_a_caller_who_takes_nothing_is_cut_off_and_billed_for_what_was_sent(
