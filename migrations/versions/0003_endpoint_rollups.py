@@ -55,7 +55,7 @@ def upgrade() -> None:
     op.execute("CREATE INDEX ix_endpoint_rollups_endpoint ON endpoint_rollups (endpoint_id, hour)")
     # The ledger's hours are UTC; date_trunc on a timestamptz counts in the session's zone.
     op.execute("SET LOCAL timezone = 'UTC'")
-    # A long ledger takes its time, once: some 10 seconds per million records.
+    # A long ledger takes its time, once: seconds to minutes per million records, by the machine.
     op.execute("SET LOCAL statement_timeout = 0")
     op.execute(FILL)
 

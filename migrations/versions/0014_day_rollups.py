@@ -37,7 +37,7 @@ FROM usage_rollups GROUP BY 1, 2, 3, 4
 
 def upgrade() -> None:
     op.execute(TABLE)
-    op.execute("SET LOCAL statement_timeout = 0")  # a second or two per million hourly rows, once
+    op.execute("SET LOCAL statement_timeout = 0")  # minutes for millions of hourly rows, once
     op.execute(FILL)
     for name, column in (("user", "user_oid"), ("key", "key_id"), ("app", "app_id")):
         op.execute(f"CREATE INDEX ix_day_rollups_{name} ON day_rollups ({column}, day)")
