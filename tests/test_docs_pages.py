@@ -21,6 +21,7 @@ from starlette.responses import HTMLResponse
 
 from app.routers.data_plane_openapi import data_plane_openapi
 from app.routers.docs import STATIC_FOLDER, add_docs, add_static
+from app.routers.errors import install_error_handlers
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CHROMIUM_FLAGS = [
@@ -37,6 +38,7 @@ def an_app(*, with_docs: bool = True) -> FastAPI:
     async def kettles() -> list[str]:
         return []
 
+    install_error_handlers(app)
     add_static(app)
     if with_docs:
         add_docs(app)

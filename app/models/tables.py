@@ -141,7 +141,7 @@ USER_WORDS = r"lower(users.oid || E'\n' || coalesce(users.email, '') || E'\n' ||
 KEY_WORDS = r"lower(keys.name || E'\n' || keys.user_oid || E'\n' || keys.key_prefix || E'\n' || keys.last4 || E'\n' || keys.labels::text)"
 """What the lists are searched in, to the letter as migration 0008 indexes it where there are trigrams."""
 KEY_END = "coalesce(keys.expires_at, TIMESTAMPTZ '9999-12-31 00:00:00+00')"
-USER_PAID_UNTIL = "coalesce(users.payment_valid_until, DATE '9999-12-31')"
+USER_PAID_UNTIL = "coalesce(users.payment_valid_until, DATE 'infinity')"
 """What the lists are sorted by, as migration 0011 indexes it: never null, the endless last."""
 
 deleted_users = Table(

@@ -21,7 +21,7 @@ Value = datetime | date | str
 MAX_CURSOR_LENGTH = 1_200
 """A value and an id of at most 200 characters each, which in base64 of UTF-8 stay below this."""
 NEVER, NO_DAY = datetime(9999, 12, 31, tzinfo=UTC), date(9999, 12, 31)
-"""What stands for an absent time or day where rows are put in order: the end of all."""
+"""What stands for an absent time or day where rows are put in order: the end of all. The driver takes the last day for infinity."""
 
 
 @dataclass(frozen=True, slots=True)

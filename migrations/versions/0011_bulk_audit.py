@@ -43,7 +43,7 @@ def upgrade() -> None:
         " FOR EACH STATEMENT EXECUTE FUNCTION audit_log_follow()"
     )
     op.execute("CREATE INDEX ix_keys_end ON keys ((coalesce(expires_at, TIMESTAMPTZ '9999-12-31 00:00:00+00')), id)")
-    op.execute("CREATE INDEX ix_users_paid_until ON users ((coalesce(payment_valid_until, DATE '9999-12-31')), oid)")
+    op.execute("CREATE INDEX ix_users_paid_until ON users ((coalesce(payment_valid_until, DATE 'infinity')), oid)")
 
 
 def downgrade() -> None:
