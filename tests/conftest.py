@@ -42,3 +42,12 @@ async def redis(redis_url: str) -> AsyncIterator[RedisClient]:
     client = open_redis(redis_url, timeout_ms=2_000)
     async with client.pumping():
         yield client
+
+
+EARLY = ("test_processes.py", "test_failed_attempts.py", "test_metrics.py", "test_killed.py")
+"""Tests that time how fast processes follow, or count what a process has seen. The gateway that end-to-end tests share gathers hundreds
+of models, and each change is then followed more slowly than anybody's ever would be: these come while it is young."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in EARLY)
