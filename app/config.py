@@ -93,8 +93,8 @@ class Settings(BaseSettings):
     llm_api_base: str = Field("https://api.openai.com/v1", examples=["https://api.openai.com/v1"])
 
     # Limits and money
-    rate_limit_requests_per_minute: int = Field(60, ge=0, examples=["60"])
-    rate_limit_tokens_per_minute: int = Field(0, ge=0, examples=["100000"])
+    rate_limit_requests_per_minute: int = Field(60, ge=0, le=10**9, examples=["60"])
+    rate_limit_tokens_per_minute: int = Field(0, ge=0, le=10**12, examples=["100000"])
     user_requests_per_minute: int = Field(0, ge=0, le=10**9, examples=["300"])
     user_tokens_per_minute: int = Field(0, ge=0, le=10**12, examples=["500000"])
     user_daily_budget_usd: str = Field("", examples=["5"])
@@ -106,10 +106,10 @@ class Settings(BaseSettings):
     on_redis_down: OnRedisDown = Field(OnRedisDown.LOCAL, examples=["local"])
 
     # Records
-    log_retention_days: int = Field(90, ge=1, examples=["90"])
-    ledger_retention_days: int = Field(0, ge=0, examples=["730"])
+    log_retention_days: int = Field(90, ge=1, le=36_500, examples=["90"])
+    ledger_retention_days: int = Field(0, ge=0, le=36_500, examples=["730"])
     log_content: Literal["full", "metadata"] = Field("full", examples=["metadata"])
-    log_content_max_bytes: int = Field(256 * 1024, ge=0, examples=["262144"])
+    log_content_max_bytes: int = Field(256 * 1024, ge=0, le=2**30, examples=["262144"])
     log_content_mask_secrets: bool = Field(True, examples=["true"])
     audit_anchor: str = Field("", max_length=2048, examples=["/var/log/antigravity/audit-anchors"])
     otel_exporter_otlp_endpoint: str = Field("", max_length=2048, examples=["http://otel-collector:4318"])
@@ -129,9 +129,9 @@ class Settings(BaseSettings):
     host: str = Field("0.0.0.0", min_length=1, examples=["0.0.0.0"])  # noqa: S104 - a server's default is to be reachable
     port: int = Field(8000, ge=1, le=65535, examples=["8000"])
     workers: int = Field(1, ge=1, le=256, examples=["2"])
-    max_request_bytes: int = Field(20 * 1024 * 1024, ge=1024, examples=["20971520"])
-    request_body_timeout_seconds: float = Field(30.0, gt=0, allow_inf_nan=False, examples=["30"])
-    shutdown_grace_seconds: float = Field(30.0, ge=0, allow_inf_nan=False, examples=["30"])
+    max_request_bytes: int = Field(20 * 1024 * 1024, ge=1024, le=2**30, examples=["20971520"])
+    request_body_timeout_seconds: float = Field(30.0, gt=0, le=86_400, allow_inf_nan=False, examples=["30"])
+    shutdown_grace_seconds: float = Field(30.0, ge=0, le=86_400, allow_inf_nan=False, examples=["30"])
     shutdown_delay_seconds: float = Field(1.5, ge=0, le=60, allow_inf_nan=False, examples=["1.5"])
     trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
         (), examples=["10.0.0.0/8, 127.0.0.1"]
@@ -140,7 +140,7 @@ class Settings(BaseSettings):
     upstream_ca_files: Annotated[tuple[tuple[str, Path], ...], NoDecode] = Field(
         (), examples=["llm.corp.example=/etc/ssl/corp-ca.pem"]
     )
-    write_stall_seconds: float = Field(60.0, gt=0, allow_inf_nan=False, examples=["60"])
+    write_stall_seconds: float = Field(60.0, gt=0, le=86_400, allow_inf_nan=False, examples=["60"])
     docs_enabled: bool = Field(True, examples=["false"])
 
     is_embedded: bool = Field(False, validation_alias="GATEWAY_EMBEDDED", examples=["true"])
@@ -224,6 +224,11 @@ class Settings(BaseSettings):
             raise ValueError("is not an amount between 0 and 9000000, in US dollars") from None
         return value
 
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _level(cls, value: Any) -> Any:
+        return value.strip().upper() if isinstance(value, str) else value
+
     @field_validator("trusted_proxies", mode="before")
     @classmethod
     def _networks(cls, value: Any) -> Any:
@@ -268,6 +273,8 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     except UnicodeDecodeError:
         raise SettingsError(".env is not a UTF-8 text file.") from None
     _refuse_weak_secrets(settings)
+    if settings.redis_cluster and not settings.redis_url:
+        raise SettingsError(f"REDIS_CLUSTER is true and REDIS_URL is not set. Set it to {_example('redis_url')}.")
     for name in ("public_url", "oidc_client_id", "oidc_role_map") if settings.oidc_issuer else ():
         if not getattr(settings, name):
             raise SettingsError(f"{name.upper()} is not set, and OIDC_ISSUER needs it. Set it to {_example(name)}.")

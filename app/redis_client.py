@@ -31,7 +31,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 
 from app.exceptions import CounterStoreAway, SettingsError
+from app.redis_cluster import HASH_TAG, behind_cluster
 
+NAMESPACE = f"{HASH_TAG}:"
+"""What every name begins with: all of them in one slot of a cluster, where one script may then touch them all."""
 PUMPS = 2
 """Pipelines under way at once: one on the wire while the next gathers."""
 BATCH_MAX = 256
@@ -247,9 +250,9 @@ def open_redis(url: str, *, timeout_ms: int, is_cluster: bool = False) -> RedisC
         "protocol": 2,
         "legacy_responses": True,
     }
-    if is_cluster:
-        raise SettingsError("REDIS_CLUSTER=true is not usable with this version. Example: REDIS_CLUSTER=false")
     try:
+        if is_cluster:
+            return RedisClient(behind_cluster(url, options), timeout_s=timeout_s)
         if url.startswith("redis+sentinel://"):
             return RedisClient(_behind_sentinel(url, options), timeout_s=timeout_s)
         return RedisClient(Redis(connection_pool=ConnectionPool.from_url(url, **options)), timeout_s=timeout_s)

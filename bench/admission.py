@@ -139,7 +139,7 @@ async def admission(*, is_short: bool) -> Ratio:
 
         async def pings() -> None:
             for _ in range(2 * AT_ONCE):
-                await redis.run(NOTHING, ["ag:call:x"], [])
+                await redis.run(NOTHING, ["{ag}:call:x"], [])
 
         async def called() -> int:
             for _ in range(rounds):

@@ -33,6 +33,13 @@ MALFORMED = [
     ("REDIS_URL", "http://:hunter2@cache"),
     ("REDIS_URL", "hunter2"),
     ("REDIS_CLUSTER", "perhaps"),
+    ("RATE_LIMIT_REQUESTS_PER_MINUTE", "99999999999999999999"),
+    ("RATE_LIMIT_TOKENS_PER_MINUTE", "99999999999999999999"),
+    ("LOG_RETENTION_DAYS", "99999999999"),
+    ("LEDGER_RETENTION_DAYS", "99999999999"),
+    ("MAX_REQUEST_BYTES", "99999999999999999999"),
+    ("SHUTDOWN_GRACE_SECONDS", "1e300"),
+    ("WRITE_STALL_SECONDS", "1e300"),
     ("DATABASE_POOL_SIZE", "0"),
     ("DATABASE_POOL_SIZE", "many"),
     ("SECRET_KEY", "with a space hunter2 hunter2 hunter2 hunter2"),
@@ -98,6 +105,7 @@ def test_a_malformed_value_is_refused_in_one_line_that_names_it_and_shows_an_exa
 
 
 NEEDED_BY_OTHERS = {
+    "REDIS_URL": "redis://localhost",
     "ALERT_WEBHOOK_SECRET": GOOD,
     "PUBLIC_URL": "https://gateway.example.com",
     "OIDC_CLIENT_ID": "gateway",
@@ -297,7 +305,13 @@ def said_by(command: list[str], cwd: Path, environment: dict[str, str]) -> tuple
         pytest.param(
             UVICORN, {**CLUSTER, "UPSTREAM_PRIVATE_HOSTS": "//"}, "UPSTREAM_PRIVATE_HOSTS", id="uvicorn, hosts"
         ),
-        pytest.param(UVICORN, {**CLUSTER, "REDIS_CLUSTER": "true"}, "REDIS_CLUSTER", id="uvicorn, cluster"),
+        pytest.param(
+            UVICORN,
+            {**CLUSTER, "REDIS_CLUSTER": "true", "REDIS_URL": "unix:///tmp/valkey.sock"},
+            "REDIS_URL",
+            id="uvicorn, cluster by a socket",
+        ),
+        pytest.param(SERVE, {"REDIS_CLUSTER": "true"}, "REDIS_CLUSTER", id="serve, cluster without its address"),
         pytest.param(SERVE, {"WORKERS": "hunter2"}, "WORKERS", id="serve, WORKERS"),
         pytest.param(SERVE, {"ADMIN_TOKEN": "change-me"}, "ADMIN_TOKEN", id="serve, sample secret"),
         pytest.param(SERVE, {"DATABASE_URL": CLUSTER["DATABASE_URL"]}, "REDIS_URL", id="serve, one URL"),
@@ -324,3 +338,8 @@ def test_a_process_reads_dot_env_where_it_is_started(tmp_path: Path) -> None:
     assert status != 0
     assert len(lines) == 1
     assert "PORT" in lines[0]
+
+
+@pytest.mark.parametrize("level", ["debug", " Info ", "WARNING"])
+def test_the_log_level_may_be_written_as_people_write_it(level: str) -> None:
+    assert load_settings({"LOG_LEVEL": level}).log_level == level.strip().upper()

@@ -154,7 +154,7 @@ RULES = (
     Rule(
         "the Redis client",
         imports("redis", "hiredis"),
-        ("app/storage/*", "app/redis_client.py", *JUDGE),
+        ("app/storage/*", "app/redis_client.py", "app/redis_cluster.py", *JUDGE),
         "counters are a port; what stands behind it is storage's business",
     ),
     Rule(

@@ -1,7 +1,7 @@
 """Counters and UsageSink on Redis: scripts and one stream. What they hold can be rebuilt from SQL, or is on its way there.
 
-Names: `ag:l:…` windows and slots of limits · `ag:b:…` budgets · `ag:call:…` reservations · `ag:leases` · `ag:ledger`, the stream ·
-`ag:drained`, how far it is in SQL · `ag:epoch`, missing once memory was lost · `ag:processes`, who lives.
+Names, each after `{ag}:`: `l:…` windows and slots of limits · `b:…` budgets · `call:…` reservations · `leases` · `ledger`, the stream ·
+`drained`, how far it is in SQL · `epoch`, missing once memory was lost · `processes`, who lives.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from app.domain.budget import BudgetClaim, BudgetState, Need, ReserveMode
 from app.domain.limits import SLOTS, Claim, ClaimState, LimitKind
 from app.domain.money import NanoUsd
-from app.redis_client import Greeting, RedisClient, Script
+from app.redis_client import NAMESPACE, Greeting, RedisClient, Script
 from app.storage.ports import (
     Admission,
     Admitted,
@@ -49,13 +49,14 @@ RENEW = Script.load("renew")
 SEED = Script.load("seed")
 WINDOW = Script.load("window")
 
-BUDGET_PREFIX = "ag:b:"
-CALL_PREFIX = "ag:call:"
-LEASES = "ag:leases"
-LEDGER = "ag:ledger"
-DRAINED = "ag:drained"
-EPOCH_KEY = "ag:epoch"
-PROCESSES = "ag:processes"
+LIMIT_PREFIX = f"{NAMESPACE}l:"
+BUDGET_PREFIX = f"{NAMESPACE}b:"
+CALL_PREFIX = f"{NAMESPACE}call:"
+LEASES = f"{NAMESPACE}leases"
+LEDGER = f"{NAMESPACE}ledger"
+DRAINED = f"{NAMESPACE}drained"
+EPOCH_KEY = f"{NAMESPACE}epoch"
+PROCESSES = f"{NAMESPACE}processes"
 
 EPOCH_KEYS = (EPOCH_KEY, LEASES, DRAINED, PROCESSES)
 
@@ -258,7 +259,7 @@ def slot_width_ms(window_ms: int) -> int:
 
 
 def _limit_key(claim: Claim) -> str:
-    return f"ag:l:{claim.counter}"
+    return LIMIT_PREFIX + claim.counter
 
 
 def _budget_key(claim: BudgetClaim) -> str:

@@ -1,6 +1,6 @@
 """EndpointClaims on Redis: what all processes together send to an endpoint that has limits of its own.
 
-Names: `ag:e:c:…` who is there · `ag:e:r:…` requests and `ag:e:t:…` tokens of the last minute.
+Names, each after `{ag}:`: `e:c:…` who is there · `e:r:…` requests and `e:t:…` tokens of the last minute.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from app.domain.catalog import Endpoint
-from app.redis_client import RedisClient, Script
+from app.redis_client import NAMESPACE, RedisClient, Script
 from app.storage.endpoint_ports import EndpointClaim, EndpointFull, LimitName
 
 CLAIM = Script.load("claim_endpoint")
@@ -31,7 +31,7 @@ class RedisEndpointClaims:
         limits = (endpoint.max_concurrency, endpoint.requests_per_minute, endpoint.tokens_per_minute)
         first, second = await self._redis.run(
             CLAIM,
-            [_there(endpoint.id), f"ag:e:r:{endpoint.id}", _tokens(endpoint.id)],
+            [_there(endpoint.id), f"{NAMESPACE}e:r:{endpoint.id}", _tokens(endpoint.id)],
             [
                 *(attempt, LEASE_MS),
                 *(-1 if limit is None else limit for limit in limits),
@@ -56,8 +56,8 @@ class RedisEndpointClaims:
 
 
 def _there(endpoint_id: str) -> str:
-    return f"ag:e:c:{endpoint_id}"
+    return f"{NAMESPACE}e:c:{endpoint_id}"
 
 
 def _tokens(endpoint_id: str) -> str:
-    return f"ag:e:t:{endpoint_id}"
+    return f"{NAMESPACE}e:t:{endpoint_id}"

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from redis.exceptions import RedisError
 
 from app.exceptions import DependencyUnavailable
-from app.redis_client import RedisClient
+from app.redis_client import NAMESPACE, RedisClient
 
-CHANNEL = "ag:endpoints"
+CHANNEL = f"{NAMESPACE}endpoints"
 LISTEN_TIMEOUT_S = 15.0
 
 

@@ -6,10 +6,10 @@ import time
 
 import msgspec
 
-from app.redis_client import RedisClient
+from app.redis_client import NAMESPACE, RedisClient
 from app.storage.overview_ports import Replica
 
-REPLICAS = "ag:replicas"
+REPLICAS = f"{NAMESPACE}replicas"
 SILENT_MS = 10_000
 """A process tells of itself every two seconds; one that was silent for this long has gone."""
 FORGOTTEN_S = 60

@@ -1,13 +1,13 @@
-"""Calls that were sent with an `Idempotency-Key`, and how they were answered: `ag:i:…`, forgotten after a day by themselves."""
+"""Calls that were sent with an `Idempotency-Key`, and how they were answered: `{ag}:i:…`, forgotten after a day by themselves."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from app.redis_client import RedisClient
+from app.redis_client import NAMESPACE, RedisClient
 from app.storage.ports import KnownCall
 
-PREFIX = "ag:i:"
+PREFIX = f"{NAMESPACE}i:"
 DIGEST_BYTES = 32
 UNDER_WAY, DONE = b"0", b"1"
 

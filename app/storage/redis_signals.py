@@ -8,10 +8,10 @@ from collections.abc import Callable
 from redis.exceptions import RedisError
 
 from app.exceptions import DependencyUnavailable
-from app.redis_client import RedisClient, Script
+from app.redis_client import NAMESPACE, RedisClient, Script
 
 LEAD = Script.load("lead")
-CHANGED = "ag:changed"
+CHANGED = f"{NAMESPACE}changed"
 OFFICE_MS = 5_000
 """An office falls free this long after its holder last asked: how late another process takes over from one that died."""
 LISTEN_TIMEOUT_S = 15.0
@@ -25,14 +25,14 @@ class RedisElection:
         self._held: set[str] = set()
 
     async def leads(self, office: str) -> bool:
-        is_mine = bool(await self._redis.run(LEAD, [f"ag:office:{office}"], [self._process_id, OFFICE_MS]))
+        is_mine = bool(await self._redis.run(LEAD, [f"{NAMESPACE}office:{office}"], [self._process_id, OFFICE_MS]))
         (self._held.add if is_mine else self._held.discard)(office)
         return is_mine
 
     async def resign(self) -> None:
         """Give up every office held, so that another process takes over at once."""
         for office in list(self._held):
-            await self._redis.run(LEAD, [f"ag:office:{office}"], [self._process_id, 1])
+            await self._redis.run(LEAD, [f"{NAMESPACE}office:{office}"], [self._process_id, 1])
             self._held.discard(office)
 
 

@@ -10,10 +10,9 @@ import msgspec
 from app.domain.limits import LimitKind
 from app.domain.record import CallRecord, decode_record
 from app.redis_client import RedisClient
-from app.storage.redis_counters import BUDGET_PREFIX, CALL_PREFIX, LEASES, LEDGER
+from app.storage.redis_counters import BUDGET_PREFIX, CALL_PREFIX, LEASES, LEDGER, LIMIT_PREFIX
 from app.storage.verify_ports import Counter, OpenCall, Slot, Waiting
 
-LIMIT_PREFIX = "ag:l:"
 AT_ONCE = 500
 WITHIN_S = 10.0
 """For one round of questions; each takes the server well under a millisecond."""

@@ -25,7 +25,7 @@ WARM_UP_S: Final = LEASE_S
 """After a store is back, processes get this long to notice before the next fault may hit the same store."""
 
 REAPED_WITHIN_S: Final = 3.0
-LEDGER: Final = "ag:ledger"
+LEDGER: Final = "{ag}:ledger"
 DRAINED_TRIES: Final = 300
 VICTIM_TRIES: Final = 150
 """Tenths of a second to wait for a gateway that can be spared; later the fault is left out."""

@@ -106,22 +106,22 @@ async def _counters(stage: Stage) -> Counters:
     client = redis.asyncio.Redis.from_url(stage.valkey.url, socket_timeout=10)
     try:
         slots = [
-            (name.removeprefix("ag:l:"), call_id)
-            async for name in _names(client, "ag:l:*:concurrency:*")
+            (name.removeprefix("{ag}:l:"), call_id)
+            async for name in _names(client, "{ag}:l:*:concurrency:*")
             # Entries whose time is over are forgotten at the next admission; they hold nothing.
             for call_id in _texts(await client.zrangebyscore(name, int(time.time() * 1000), "+inf"))
         ]
-        budgets = [await _budget(client, name) async for name in _names(client, "ag:b:*:total")]
+        budgets = [await _budget(client, name) async for name in _names(client, "{ag}:b:*:total")]
         # What has ended may leave a tombstone under the same name; only what holds claims is open.
-        calls = [name async for name in _names(client, "ag:call:*")]
+        calls = [name async for name in _names(client, "{ag}:call:*")]
         is_open = [bool(await client.hexists(name, "c")) for name in calls]
         return Counters(
             open_reservations=tuple(
-                name.removeprefix("ag:call:") for name, holds in zip(calls, is_open, strict=True) if holds
+                name.removeprefix("{ag}:call:") for name, holds in zip(calls, is_open, strict=True) if holds
             ),
-            leases=tuple(_texts(await client.zrange("ag:leases", 0, -1))),
+            leases=tuple(_texts(await client.zrange("{ag}:leases", 0, -1))),
             slots=tuple(slots),
-            undrained_records=await client.xlen("ag:ledger"),
+            undrained_records=await client.xlen("{ag}:ledger"),
             budgets=tuple(budgets),
         )
     finally:
@@ -129,7 +129,7 @@ async def _counters(stage: Stage) -> Counters:
 
 
 async def _budget(client: redis.asyncio.Redis, name: str) -> BudgetCounter:
-    scope, _, holder = name.removeprefix("ag:b:").removesuffix(":total").partition(":")
+    scope, _, holder = name.removeprefix("{ag}:b:").removesuffix(":total").partition(":")
     spent, reserved = await client.hmget(name, ["s", "r"])
     return BudgetCounter(scope, holder, None if spent is None else int(spent), int(reserved or 0))
 

@@ -79,7 +79,7 @@ async def test_a_bug_in_a_handler_is_a_500_and_holds_no_slot_and_no_money(
     served = await faulty.chat(key, good)
     assert served.status == 200, "the slot is free, and the process lives"
     spent = (await faulty.record(request_id_of(served)))["cost_usd"].replace(".", "").lstrip("0")
-    assert await counters.hmget(f"ag:b:user:{user}:total", "s", "r") == [spent.encode(), b"0"]
+    assert await counters.hmget(f"{{ag}}:b:user:{user}:total", "s", "r") == [spent.encode(), b"0"]
 
 
 async def test_a_bug_in_the_middle_of_a_stream_ends_it_with_an_error(
@@ -97,7 +97,7 @@ async def test_a_bug_in_the_middle_of_a_stream_ends_it_with_an_error(
     assert "[DONE]" not in answer.text
     record = await faulty.record(request_id_of(answer))
     assert (record["outcome"], record["cost_usd"] > "0.000000000") == ("interrupted", True)
-    assert (await counters.hget(f"ag:b:user:{user}:total", "r")) == b"0"
+    assert (await counters.hget(f"{{ag}}:b:user:{user}:total", "r")) == b"0"
     assert (await faulty.chat(key, await faulty.model())).status == 200
 
 

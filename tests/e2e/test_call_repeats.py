@@ -88,7 +88,7 @@ async def test_what_a_model_said_lies_sealed_in_the_store_for_a_day(house: House
     assert b"the secret of the house" in (await call(house, key, model, again)).body
     client = redis.asyncio.Redis.from_url(house.redis_url, socket_timeout=5)
     try:
-        names = [name async for name in client.scan_iter("ag:i:*")]
+        names = [name async for name in client.scan_iter("{ag}:i:*")]
         values = [str(await client.get(name)) for name in names]
         lives_s = [await client.ttl(name) for name in names]
     finally:

@@ -111,7 +111,7 @@ async def test_a_killed_stream_is_charged_what_it_had_delivered_and_at_most_a_ch
     assert len(lines) == 10
     client = redis.asyncio.Redis.from_url(site.valkey.url, socket_timeout=5)
     try:
-        spent, reserved = await client.hmget(f"ag:b:user:{user}:total", "s", "r")
+        spent, reserved = await client.hmget(f"{{ag}}:b:user:{user}:total", "s", "r")
     finally:
         await client.aclose()
     assert (int(spent or -1), int(reserved or 0)) == (sum(nanousd(record["cost_usd"]) for record in records[1::2]), 0)
@@ -149,7 +149,7 @@ async def inside_the_settlement(site: Site, victim: GatewayProcess, key: str, mo
 async def after_the_settlement_before_the_reply(site: Site, victim: GatewayProcess, key: str, model: str) -> None:
     """The counters have let the call go: its last bytes are on their way to the caller, or not yet."""
     async with reserved(site, victim, key, model) as counters:
-        while await counters.zcard("ag:leases"):
+        while await counters.zcard("{ag}:leases"):
             await asyncio.sleep(0)
         victim.kill()
 
@@ -183,7 +183,7 @@ async def reserved(site: Site, victim: GatewayProcess, key: str, model: str) -> 
     call = asyncio.create_task(site.call(victim, key, model))
     try:
         async with asyncio.timeout(10):
-            while not await client.zcard("ag:leases"):
+            while not await client.zcard("{ag}:leases"):
                 await asyncio.sleep(0.001)
             yield client
         await asyncio.gather(call, return_exceptions=True)
@@ -236,10 +236,10 @@ async def assert_conserved(site: Site, user: str, model: str) -> None:
             while True:
                 summary = await site.house.admin("GET", "usage/summary?group_by=user", expect=200)
                 (row,) = [item for item in summary["items"] if item["user"] == user]
-                spent, reserved = await client.hmget(f"ag:b:user:{user}:total", "s", "r")
+                spent, reserved = await client.hmget(f"{{ag}}:b:user:{user}:total", "s", "r")
                 logs = (await site.house.admin("GET", f"usage/logs?user_oid={user}&model={model}&limit=200"))["items"]
                 rows = [each for each in logs if each["outcome"] != "refused"]
-                is_quiet = not await client.zcard("ag:leases") and not await client.xlen("ag:ledger")
+                is_quiet = not await client.zcard("{ag}:leases") and not await client.xlen("{ag}:ledger")
                 if (
                     is_quiet
                     and len(rows) >= sent
@@ -275,14 +275,14 @@ async def assert_all_recorded(site: Site, user: str, model: str, answered: list[
     try:
         sent = len((await site.house.upstream.settled()).of_model(model).lines)
         async with asyncio.timeout(60):  # the leases of the dead, and the adoption of their journals
-            while await client.zcard("ag:leases") or await client.xlen("ag:ledger"):
+            while await client.zcard("{ag}:leases") or await client.xlen("{ag}:ledger"):
                 await asyncio.sleep(0.1)
             while missing := await without_record(site, answered):
                 answered = missing
                 await asyncio.sleep(0.5)
         summary = await site.house.admin("GET", "usage/summary?group_by=model", expect=200)
         (row,) = [item for item in summary["items"] if item["model"] == model]
-        spent, reserved = await client.hmget(f"ag:b:user:{user}:total", "s", "r")
+        spent, reserved = await client.hmget(f"{{ag}}:b:user:{user}:total", "s", "r")
     finally:
         await client.aclose()
     assert sent <= row["requests"] <= sent + TRIALS * CALLERS, (

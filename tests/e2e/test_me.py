@@ -157,7 +157,7 @@ async def test_a_budget_that_the_counters_do_not_know_is_told_from_the_ledger(ho
     answer = await house.chat(made["key"], model, max_tokens=8)
     await house.record(request_id_of(answer))
     async with redis.asyncio.Redis.from_url(house.redis_url) as client:
-        assert await client.delete(f"ag:b:key:{made['id']}:total") == 1
+        assert await client.delete(f"{{ag}}:b:key:{made['id']}:total") == 1
 
     known = budget_of(await me(house, made["key"]), "key", "total")
 

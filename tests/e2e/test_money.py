@@ -84,7 +84,7 @@ class Fleet:
                 await asyncio.sleep(0.05)
 
     async def reserved(self, scope: str, holder: str) -> int:
-        return int(await self.counters.hget(f"ag:b:{scope}:{holder}:total", "r") or 0)
+        return int(await self.counters.hget(f"{{ag}}:b:{scope}:{holder}:total", "r") or 0)
 
     async def lines_of(self, model: str) -> list[InvoiceLine]:
         return [line for line in (await self.house.upstream.settled(timeout_s=PATIENCE_S)).lines if line.model == model]
@@ -367,7 +367,7 @@ async def test_every_slot_comes_back_however_calls_end(fleet: Fleet) -> None:
         await asyncio.gather(*(ends_somehow(fleet, key, models, start + number) for number in range(20)))
 
     async with asyncio.timeout(5):
-        while await fleet.counters.zcard(f"ag:l:key:{key_id}:concurrency:0"):
+        while await fleet.counters.zcard(f"{{ag}}:l:key:{key_id}:concurrency:0"):
             await asyncio.sleep(0.02)
     slow = await fleet.house.model(Scenario(delay_ms=3_000))
     await fleet.all_know_the_catalog()

@@ -140,7 +140,7 @@ async def test_while_postgresql_is_away_known_keys_work_and_records_wait(
     assert refused_after_s < DATABASE_BOUND_S
     assert (health["status"], health["redis"]) == ("degraded", "ok")
     assert [await status_of(house, path) for path in ("/health", "/health/live", "/health/ready")] == [200] * 3
-    assert await counters.xlen("ag:ledger") >= 5
+    assert await counters.xlen("{ag}:ledger") >= 5
     if how == "frozen":
         stores.postgres.resume()
     else:

@@ -151,15 +151,15 @@ async def assert_exact(
     invoice = (await house.upstream.settled()).of_model(model)
     due = invoice.cost_nanousd({model: PRICE})
     async with asyncio.timeout(15):
-        while (row := await ledger_of(house, model))[0] != len(invoice.lines) or await counters.xlen("ag:ledger"):
+        while (row := await ledger_of(house, model))[0] != len(invoice.lines) or await counters.xlen("{ag}:ledger"):
             await asyncio.sleep(0.05)
-    spent, reserved = await counters.hmget(f"ag:b:user:{user}:total", "s", "r")
+    spent, reserved = await counters.hmget(f"{{ag}}:b:user:{user}:total", "s", "r")
     assert row[0] == len(invoice.lines) >= answered
     assert row[1] == due
     assert due <= HARD_NANOUSD, "overspent"
     assert due > HARD_NANOUSD * 8 // 10, "what can be paid for is not refused"
     assert (int(spent or -1), int(reserved or 0)) == (due, 0)
-    assert await counters.zcard("ag:leases") == 0
+    assert await counters.zcard("{ag}:leases") == 0
 
 
 async def ledger_of(house: House, model: str) -> tuple[int, int]:

@@ -141,7 +141,7 @@ async def test_a_call_that_began_before_the_outage_is_settled_after_it(
     assert (record["outcome"], record["usage_quality"]) == ("ok", "exact")
     assert (await site.call(site.fleet[0], key, model)).status == 200, "its slot is free"
     due = (await site.house.upstream.settled()).of_model(model).cost_nanousd({model: PRICE})
-    state = await counters.hmget(f"ag:b:user:{user}:total", "s", "r")
+    state = await counters.hmget(f"{{ag}}:b:user:{user}:total", "s", "r")
     assert state == [str(due).encode(), b"0"]
 
 
@@ -257,5 +257,5 @@ async def test_a_process_that_stood_still_past_its_leases_ends_its_calls_and_cor
     assert (record["outcome"], record["usage_quality"]) == ("interrupted", "partial")
     assert record["cost_usd"] > lost["cost_usd"] > "0.000000000"
     assert not events[-1].is_done_marker, "it was ended, not finished"
-    state = await counters.hmget(f"ag:b:user:{user}:total", "s", "r")
+    state = await counters.hmget(f"{{ag}}:b:user:{user}:total", "s", "r")
     assert state == [str(nanousd(record["cost_usd"])).encode(), b"0"]

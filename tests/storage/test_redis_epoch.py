@@ -175,7 +175,7 @@ async def test_another_server_with_the_same_memory_is_a_new_epoch_that_keeps_wha
     first = await counters.epoch()
     await counters.seed(money(0), NanoUsd(100))
     await admitted(counters, reservation("run", money(400)))
-    await redis.redis.hset("ag:epoch", "s", "another server")
+    await redis.redis.hset("{ag}:epoch", "s", "another server")
 
     second = await counters.epoch()
 

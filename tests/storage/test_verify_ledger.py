@@ -158,7 +158,7 @@ async def test_one_wrong_rollup_one_wrong_cost_and_one_wrong_counter_are_each_na
         engine, "UPDATE usage_records SET cost_nanousd = cost_nanousd + 1 WHERE request_id = :id", id=wrong.request_id
     )
     async with redis.bounded() as client:
-        await client.hincrby(f"ag:b:{IN_USE}", "s", 5)
+        await client.hincrby(f"{{ag}}:b:{IN_USE}", "s", 5)
 
     proof = await verify()
 
@@ -252,7 +252,7 @@ async def test_money_reserved_for_nobody_is_a_drift(
     redis: RedisClient, books: list[CallRecord], verify: Verify
 ) -> None:
     async with redis.bounded() as client:
-        await client.hincrby(f"ag:b:key:{KEY_A}:total", "r", 11)
+        await client.hincrby(f"{{ag}}:b:key:{KEY_A}:total", "r", 11)
     assert (await verify()).drifts == [
         Drift("budget counter", f"key:{KEY_A}:total", "reserved", 1_800_000, 1_800_011),
     ]
@@ -263,9 +263,9 @@ async def test_what_nobody_will_give_back_is_named(redis: RedisClient, books: li
     await admitted(RedisCounters(redis), orphan)
     slots = f"key:{KEY_A}:concurrency:0"
     async with redis.bounded() as client:
-        await client.zrem("ag:leases", orphan)
-        await client.zadd(f"ag:l:{slots}", {leaked: 9e12})
-        await client.xadd("ag:ledger", {"r": b"no record"})
+        await client.zrem("{ag}:leases", orphan)
+        await client.zadd(f"{{ag}}:l:{slots}", {leaked: 9e12})
+        await client.xadd("{ag}:ledger", {"r": b"no record"})
     named = {(drift.kind, drift.where, drift.found) for drift in (await verify()).drifts}
     assert named >= {("slot", slots, leaked), ("reservation", orphan, "none")}
     assert [kind for kind, *_ in sorted(named)] == ["reservation", "slot", "stream"]
@@ -273,8 +273,8 @@ async def test_what_nobody_will_give_back_is_named(redis: RedisClient, books: li
 
 async def test_a_counter_nobody_can_have_is_named(redis: RedisClient, books: list[CallRecord], verify: Verify) -> None:
     async with redis.bounded() as client:
-        await client.hset("ag:b:user:someone:fortnightly:2026-11-01", mapping={"s": 1, "r": 0})
-        await client.hset("ag:b:user:nobody:total", mapping={"s": "much", "r": 0})
+        await client.hset("{ag}:b:user:someone:fortnightly:2026-11-01", mapping={"s": 1, "r": 0})
+        await client.hset("{ag}:b:user:nobody:total", mapping={"s": "much", "r": 0})
     assert [(drift.where, drift.column) for drift in (await verify()).drifts] == [
         ("user:nobody:total", "spent"),
         ("user:someone:fortnightly:2026-11-01", "name"),
@@ -343,7 +343,7 @@ async def test_a_record_in_a_journal_may_be_booked_already_or_not_yet(
     if is_booked:
         async with redis.bounded() as client:
             for claim in claims():
-                await client.hincrby(f"ag:b:{claim.counter}", "s", record.cost_nanousd)
+                await client.hincrby(f"{{ag}}:b:{claim.counter}", "s", record.cost_nanousd)
 
     async def journal() -> list[CallRecord]:
         return journaled(tmp_path)
