@@ -26,7 +26,8 @@ from app.domain.money import NanoUsd, nano_to_usd
 from app.embedded import EmbeddedError, EmbeddedServers, running_servers
 from app.exceptions import DependencyUnavailable, GatewayError, InvalidApiKey, SettingsError
 from app.models.tables import SCHEMA_REVISION
-from app.services.api_key import digest_of, pepper_of
+from app.services.api_key import digest_of, imported_digest_of, pepper_of
+from app.services.manage_imports import IMPORTED_PREFIX
 from app.storage.grants import grant_use
 from app.storage.migrate import MigrationFailed, is_current, migrate, schema_state
 from app.storage.ports import Counters, UsageStore
@@ -34,7 +35,7 @@ from app.storage.retention import Retention, keep_partitions
 from app.storage.sql_diagnostics import (
     KeyFound,
     key_count,
-    key_with_digest,
+    key_with_digests,
     key_with_id,
     missing_tables,
     model_names,
@@ -113,14 +114,7 @@ def diagnose_keys(
             if app_id is not None:
                 return await print_app(question, app_id, user_oid or "", console)
             if key is not None:
-                digest = digest_of(key, pepper_of(target.secret_key)) if target.secret_key else None
-                if not target.secret_key:
-                    console.print("SECRET_KEY is not set, and without it no key can be recognised. Use --id.")
-                    return 1
-                if digest is None:
-                    console.print("This is not a key of this gateway: its form or its checksum is wrong. (401)")
-                    return 1
-                return await print_one_key(question, await key_with_digest(engine, digest), console)
+                return await print_key_of(question, key, console)
             if key_id is not None:
                 return await print_one_key(question, await key_with_id(engine, key_id), console)
             return await print_keys(question, console)
@@ -144,6 +138,12 @@ class Target:
     @property
     def zone(self) -> tzinfo:
         return self.settings.budget_zone
+
+    @property
+    def peppers(self) -> list[bytes]:
+        """What digests may stand under: the present one's first, then that of `SECRET_KEY_PREVIOUS`."""
+        previous = self.settings.secret_key_previous.get_secret_value()
+        return [pepper_of(each) for each in (self.secret_key, previous) if each]
 
     @property
     def default_limits(self) -> tuple[Limit, ...]:
@@ -238,6 +238,7 @@ async def diagnose(question: Question, found: KeyFound) -> Diagnosis:
         networks = ", ".join(str(network) for network in identity.allowed_networks)
         notes.append(f"Requests from elsewhere than {networks} are refused. (403 ip_not_allowed)")
     refusals = [
+        *_refused_as_imported(found, question),
         *_refused_as_such(identity, question),
         *_refused_every_model(identity, await model_names(question.engine)),
         *(_used_up(claim, state) for claim, state in limits if _is_used_up(claim, state)),
@@ -265,6 +266,11 @@ def _claims(question: Question, identity: Identity) -> tuple[list[Claim], list[B
         )
     ]
     return claims, budgets
+
+
+def _refused_as_imported(found: KeyFound, question: Question) -> Iterator[str]:
+    if found.prefix == IMPORTED_PREFIX and not question.target.settings.accept_litellm_keys:
+        yield "It was imported, and imported keys are refused unless ACCEPT_LITELLM_KEYS=true. (401 invalid_api_key)"
 
 
 def _refused_as_such(identity: Identity, question: Question) -> Iterator[str]:
@@ -370,6 +376,20 @@ def _of_unknown_user(user_oid: str, *, may_create: bool) -> str:
     if may_create:
         return f"There is no user {user_oid} yet: the first call creates one."
     return f"There is no user {user_oid}, and the app may not create users. (403 user_unknown)"
+
+
+async def print_key_of(question: Question, secret: str, console: Console) -> int:
+    """The key with this secret: issued here or imported, its digest under the present `SECRET_KEY` or the one before."""
+    target = question.target
+    if not target.secret_key:
+        console.print("SECRET_KEY is not set, and without it no key can be recognised. Use --id.")
+        return 1
+    found = [digest_of(secret, pepper) or imported_digest_of(secret, pepper) for pepper in target.peppers]
+    digests = [digest for digest in found if digest is not None]
+    if not digests:
+        console.print("This is not a key of this gateway: its form or its checksum is wrong. (401)")
+        return 1
+    return await print_one_key(question, await key_with_digests(question.engine, digests), console)
 
 
 async def print_one_key(question: Question, found: KeyFound | None, console: Console) -> int:

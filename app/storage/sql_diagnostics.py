@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -51,6 +52,7 @@ class KeyFound:
     shown_as: str
     email: str | None
     last_used_at: datetime | None
+    prefix: str = ""
 
 
 async def table_sizes(engine: AsyncEngine) -> list[TableSize]:
@@ -72,11 +74,11 @@ def missing_tables(sizes: list[TableSize]) -> list[str]:
     return sorted(set(metadata.tables) - {size.name for size in sizes})
 
 
-async def key_with_digest(engine: AsyncEngine, digest: bytes) -> KeyFound | None:
-    """The key that this is the secret of, or was, while its grace lasts."""
+async def key_with_digests(engine: AsyncEngine, digests: Sequence[bytes]) -> KeyFound | None:
+    """The key whose secret one of these is made of, or was, while its grace lasts."""
     former = former_credentials.c
-    in_grace = select(former.key_id).where(former.digest == digest, former.expires_at > func.now())
-    found = await _keys(engine, or_(keys.c.digest == digest, keys.c.id.in_(in_grace)), limit=1)
+    in_grace = select(former.key_id).where(former.digest.in_(digests), former.expires_at > func.now())
+    found = await _keys(engine, or_(keys.c.digest.in_(digests), keys.c.id.in_(in_grace)), limit=1)
     return found[0] if found else None
 
 
@@ -113,4 +115,5 @@ async def _keys(engine: AsyncEngine, condition: ColumnElement[bool], *, limit: i
 
 
 def _found(row: AnyRow) -> KeyFound:
-    return KeyFound(identity_of(row), row.name, f"{row.key_prefix}…{row.last4}", row.email, row.last_used_at)
+    shown = f"{row.key_prefix}…{row.last4}"
+    return KeyFound(identity_of(row), row.name, shown, row.email, row.last_used_at, row.key_prefix)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.config import load_settings
@@ -24,8 +24,9 @@ from app.domain.catalog import Model
 from app.domain.identity import App, Key, KeyStatus, PaymentStatus, User
 from app.domain.limits import Limit, LimitKind
 from app.domain.money import NanoUsd
-from app.models.tables import SCHEMA_REVISION
-from app.services.api_key import new_key, pepper_of
+from app.models.tables import SCHEMA_REVISION, keys
+from app.services.api_key import imported_digest_of, new_key, pepper_of
+from app.services.manage_imports import IMPORTED_PREFIX
 from app.storage.ports import RegisteredApp, StoredSecret
 from app.storage.sql_diagnostics import key_with_id, table_sizes
 from app.storage.sql_usage import SqlUsageStore
@@ -159,6 +160,49 @@ async def test_a_key_is_found_by_its_secret_and_its_secret_is_not_shown(
         assert "user_suspended" in said
         assert "60 requests per 60 s" in said
         assert made.secret not in said
+
+
+async def test_an_imported_key_is_found_and_refused_unless_such_keys_are_accepted(
+    database: str, engine: AsyncEngine, plant: SqlPlanter, tmp_path: Path
+) -> None:
+    secret = "sk-issued-elsewhere-0123"
+    digest = imported_digest_of(secret, pepper_of(SECRET_KEY))
+    assert digest is not None
+    await plant.user(USER)
+    await plant.key(KEY, owner="user-1", digest=digest)
+    async with transaction(engine) as connection:
+        await connection.execute(update(keys).values(key_prefix=IMPORTED_PREFIX))
+    setting = {"DATABASE_URL": database, "SECRET_KEY": SECRET_KEY}
+
+    status, said = await script("diagnose_keys", "--key", secret, folder=tmp_path, **setting)
+    assert (status, "ACCEPT_LITELLM_KEYS" in said) == (0, True)
+    status, said = await script(
+        "diagnose_keys", "--key", secret, folder=tmp_path, **setting, ACCEPT_LITELLM_KEYS="true"
+    )
+    assert (status, "would be served now" in said) == (0, True)
+    assert secret not in said
+
+
+async def test_a_key_of_before_the_rotation_of_secret_key_is_found(
+    database: str, engine: AsyncEngine, plant: SqlPlanter, tmp_path: Path
+) -> None:
+    made = new_key(pepper_of(SECRET_KEY))
+    await plant.user(USER)
+    await plant.key(KEY, owner="user-1", digest=made.digest)
+    newer = "a-newer-secret-key-for-the-diagnostics-long-enough"
+
+    status, said = await script(
+        "diagnose_keys", "--key", made.secret, folder=tmp_path, DATABASE_URL=database, SECRET_KEY=newer
+    )
+    assert (status, "There is no such key" in said) == (1, True)
+    status, said = await script(
+        *("diagnose_keys", "--key", made.secret),
+        folder=tmp_path,
+        DATABASE_URL=database,
+        SECRET_KEY=newer,
+        SECRET_KEY_PREVIOUS=SECRET_KEY,
+    )
+    assert (status, "would be served now" in said) == (0, True)
 
 
 @pytest.mark.parametrize(
