@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import time
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -19,11 +20,12 @@ import pytest
 from app.domain.access import Actor, Role
 from app.domain.breaker import Fault
 from app.domain.record import CallContent
-from app.exceptions import AttemptFailed, DependencyUnavailable, FailureKind, UpstreamError
+from app.exceptions import AttemptFailed, DependencyUnavailable, FailureKind, GatewayError, UpstreamError
 from app.routers import admin, alerts, apps, management, sessions
 from app.routers.rights import PREFIX, RIGHTS
 from app.services.api_key import ADMIN_TOKEN_PREFIX, KEY_PREFIX, new_key
-from app.storage.management_ports import AdminSpec, AuditQuery
+from app.storage.management_ports import AdminSpec, AuditQuery, ManagementReader
+from app.storage.sql_management import SqlManagement
 from app.storage.sql_reports import SqlReportStore
 from app.storage.sql_usage import SqlUsageStore
 from tests.admin_fixtures import (
@@ -44,6 +46,7 @@ from tests.storage.records import a_record
 Client = httpx2.AsyncClient
 INJECTIONS = ["' OR 1=1--", "';SELECT pg_sleep(5)--", "$1", "\\", "%%%%", "_", "x" * 10_000, "{{7*7}}", "💥"]
 SECRET = "sk-upstream-very-secret-1234"
+OWNER = Actor("owner", Role.OWNER)
 
 
 async def _ok(call: Any, status: int = 200) -> Any:
@@ -910,13 +913,66 @@ async def test_a_malformed_admin_token_is_refused_without_a_look_up(
     def forbidden(*_: object) -> None:
         raise AssertionError("the database was asked")
 
-    monkeypatch.setattr(type(gateway.admin_access.store), "reading", forbidden)
+    monkeypatch.setattr(SqlManagement, "reading", forbidden)
     token = new_key(gateway.pepper, ADMIN_TOKEN_PREFIX).secret
     flipped = token[:-1] + ("A" if token[-1] != "A" else "B")
     async with open_client(open_app(gateway), token=None) as client:
         for each in (flipped, token[:-1], f"{KEY_PREFIX}x", "x"):
             headers = {"authorization": f"Bearer {each}"}
             await _refused(client.get("/users", headers=headers), 401, "invalid_api_key")
+
+
+async def test_a_flood_of_wrong_admin_tokens_is_told_to_stay_away_and_the_rightful_ones_are_served(
+    gateway: Gateway,
+) -> None:
+    """T026, for the API: from the same address too, and without a look-up for each guess."""
+    _, token = await gateway.management.admins.create(OWNER, AdminSpec("ada", Role.VIEWER))
+    async with open_client(open_app(gateway), token=None) as client:
+
+        async def asked(shown: str) -> int:
+            return (await client.get("/users", headers={"authorization": f"Bearer {shown}"})).status_code
+
+        told = [await asked(f"guess {number}") for number in range(320)]
+        refused = await client.get("/users", headers={"authorization": "Bearer guess"})
+
+        assert (told[0], told[299], told[-1]) == (401, 401, 429)
+        assert refused.json()["error"]["code"] == "too_many_failures"
+        assert int(refused.headers["retry-after"]) >= 1
+        assert [await asked(ADMIN_TOKEN), await asked(token)] == [200, 200]
+        assert (await client.get("/users")).status_code == 401  # nothing was shown, so nothing was guessed
+
+
+async def test_invented_admin_tokens_of_a_suspect_are_compared_a_few_times_a_second(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row, revoked = await gateway.management.admins.create(OWNER, AdminSpec("gone", Role.VIEWER))
+    await gateway.management.admins.revoke(OWNER, row.id)
+    _, token = await gateway.management.admins.create(OWNER, AdminSpec("ada", Role.VIEWER))
+    access, read = gateway.admin_access, SqlManagement.reading
+    readings: list[None] = []
+
+    def counted(store: SqlManagement) -> AbstractAsyncContextManager[ManagementReader]:
+        readings.append(None)
+        return read(store)
+
+    async def identified(shown: str) -> object:
+        try:
+            return (await access.identify(f"Bearer {shown}", address="203.0.113.7")).name
+        except GatewayError as error:
+            return error.code
+
+    for number in range(40):
+        await identified(f"guess {number}")
+    monkeypatch.setattr(SqlManagement, "reading", counted)
+    guesses = [new_key(b"other", ADMIN_TOKEN_PREFIX).secret for _ in range(100)] + [revoked]
+    asked = [asyncio.create_task(identified(shown)) for shown in guesses]
+    mine = asyncio.create_task(identified(token))
+    while not all(task.done() for task in (*asked, mine)):
+        await gateway.clock.advance(0.1)
+
+    assert {await task for task in asked} == {"invalid_api_key"}
+    assert await mine == "ada"
+    assert len(readings) < 10
 
 
 async def test_many_changes_at_once_are_all_kept(api: Client, gateway: Gateway) -> None:

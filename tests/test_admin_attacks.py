@@ -139,7 +139,7 @@ async def test_a_stored_credential_goes_only_to_the_host_it_was_given_for_t035(g
         {"url": "https://evil.example.net"},
         {"command": "id"},
         {"headers": {"x": "y"}},
-        {"template": "{{7*7}}"},
+        {"template": "{{'ply'*3}}"},  # what it would make stands in no id
     ],
 )
 async def test_a_check_takes_no_address_command_header_or_template_t035(
@@ -149,7 +149,7 @@ async def test_a_check_takes_no_address_command_header_or_template_t035(
 
     answer = await api.post(f"/endpoints/{endpoint['id']}/check", json=body)
 
-    assert "49" not in answer.text
+    assert "plyplyply" not in answer.text
     assert "uid=" not in answer.text
     shown = (await api.get(f"/endpoints/{endpoint['id']}")).json()
     assert shown["api_base"] == "https://api.example.com/v1"

@@ -22,11 +22,11 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Final
 
 from app.clock import Clock
 from app.domain.access import NOBODY, Actor, Role
+from app.domain.networks import network_of
 from app.exceptions import Forbidden, InvalidApiKey, NotFound, TooManyFailures
 from app.services.admin_access import AdminAccess, Holder
 from app.services.command import new_id
@@ -40,9 +40,6 @@ _COOKIE: Final = re.compile(r"[A-Za-z0-9_-]{43}\Z")
 FAILURES: Final = 10
 WINDOW: Final = timedelta(seconds=60)
 """Ten wrong tokens within a minute are more than a hand mistypes, and far fewer than guessing 256 bits needs."""
-KNOWN_FOR_S: Final = 0.25
-"""Time between two readings of all digests, which is what a flood of invented tokens costs. A token made a moment ago waits for the
-next one."""
 REMEMBERED_NETWORKS: Final = 10_000
 """Blocked networks that this process refuses without asking the database; about 1 MB."""
 TOUCHED_EVERY: Final = timedelta(seconds=30)
@@ -147,9 +144,6 @@ class AdminSessions:
         self._touched_every = min(TOUCHED_EVERY, idle / 10)
         self._blocked: OrderedDict[tuple[str, str], datetime] = OrderedDict()
         self._counting = asyncio.Lock()
-        self._known: frozenset[bytes] = frozenset()
-        self._known_at_s = float("-inf")
-        self._learning = asyncio.Lock()
 
     async def open(
         self, token: str, *, address: str | None, user_agent: str, presented_cookie: str | None = None
@@ -159,7 +153,7 @@ class AdminSessions:
         Raises: InvalidApiKey, TooManyFailures, DependencyUnavailable.
         """
         retry_after_s = await self._blocked_for(network_of(address), TOKEN_ACCOUNT)
-        if retry_after_s is not None and not await self._is_known(token):
+        if retry_after_s is not None and not await self._access.is_known(token):
             raise TooManyFailures(retry_after_s)
         try:
             holder = await self._access.holder_of(token, address=address)
@@ -311,35 +305,7 @@ class AdminSessions:
                 self._blocked.popitem(last=False)
         return max(1.0, (ends_at - now).total_seconds())
 
-    async def _is_known(self, token: str) -> bool:
-        if self._access.is_bootstrap(token):
-            return True
-        digests = self._access.digests_of(token)
-        if not digests:
-            return False
-        arrived_s = self._clock.monotonic()
-        if self._known.isdisjoint(digests):
-            async with self._learning:  # whoever waits here is content with the list that the first of them reads
-                if self._known_at_s < arrived_s:
-                    await self._clock.sleep(max(0.0, self._known_at_s + KNOWN_FOR_S - arrived_s))
-                    self._known_at_s = self._clock.monotonic()
-                    self._known = await self._access.token_digests()
-        return not self._known.isdisjoint(digests)
-
 
 def csrf_token_of(cookie: str) -> str:
     """Derived from the cookie, which no page can read and no table holds."""
     return urlsafe_b64encode(hmac.digest(cookie.encode(), b"csrf token v1", "sha256")).decode().rstrip("=")
-
-
-def network_of(address: str | None) -> str:
-    """What failed sign-ins are counted by: an IPv4 address, or the /64 that one holder of IPv6 has all addresses of."""
-    try:
-        given = ip_address((address or "").partition("%")[0])
-    except ValueError:
-        return "unknown"
-    if isinstance(given, IPv6Address):
-        if given.ipv4_mapped is not None:
-            return str(given.ipv4_mapped)
-        return str(ip_network((given, 64), strict=False))
-    return str(given)

@@ -39,7 +39,7 @@ from app.exceptions import (
     UserUnknown,
 )
 from app.services.api_key import APP_SECRET_PREFIX, Redigest, digest_of, imported_digest_of, is_same_secret
-from app.services.strangers import Strangers
+from app.services.strangers import ENDED_WEIGHT, Strangers
 from app.storage.ports import KeyStore, RegisteredApp
 
 Load = Callable[[], Awaitable[Identity]]
@@ -58,6 +58,10 @@ class _LookUp:
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     failure: GatewayError | None = None
+
+
+class _Ended(InvalidApiKey):
+    """The credential is known and was good once: revoked, expired, or rotated away. Answered as one that never was."""
 
 
 class Identities:
@@ -109,6 +113,9 @@ class Identities:
             if isinstance(credential, str):
                 return await self.of_key(credential, address=address)
             return await self.of_app(credential, address=address)
+        except _Ended:
+            self._strangers.note(address, ENDED_WEIGHT)
+            raise
         except InvalidApiKey:
             self._strangers.note(address)
             raise
@@ -168,6 +175,8 @@ class Identities:
         except PaymentExpired:
             await self._until_stored(identity.user.oid)
             raise
+        except InvalidApiKey:
+            raise _Ended from None
         return identity
 
     def _require_may_call(self, identity: Identity, address: str | None) -> None:

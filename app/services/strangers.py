@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 from app.clock import Clock
 from app.domain.identity import Identity
+from app.domain.networks import network_of
 from app.exceptions import GatewayError, InvalidApiKey, TooManyFailures
-from app.services.admin_sessions import network_of
 
 LEAK_PER_S = 3.0
 """Failures a second that are nobody's business: with three processes fewer than ten look-ups a second and address."""
@@ -26,6 +26,9 @@ FULL_LEVEL = 300.0
 """From here on the answer is 429. A whole test suite of wrong keys stays below, a guesser is there within a second."""
 MOST_LEVEL = 306.0
 """A bucket holds no more, so that whoever stops is welcome again after (306 - 300) / 3 = 2 seconds."""
+ENDED_WEIGHT = 0.1
+"""Of a credential that was good once. To know it is no guess, and it is in memory: a fleet that goes on calling with a key that was
+revoked makes no suspect of its address, and still is told to stay away at thirty times a second."""
 GATHER_S = 0.35
 """Time between two look-ups for a suspect; three processes together stay below ten a second."""
 MOST_WAITING = 1_000
@@ -55,7 +58,7 @@ class Strangers:
         self._clock = clock
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
-    def note(self, address: str | None) -> None:
+    def note(self, address: str | None, weight: float = 1.0) -> None:
         """A bad credential came from there. Raises: TooManyFailures when there were too many."""
         network = network_of(address)
         bucket = self._buckets.setdefault(network, _Bucket(at_s=self._clock.monotonic()))
@@ -63,7 +66,7 @@ class Strangers:
         while len(self._buckets) > MOST_NETWORKS:
             self._buckets.popitem(last=False)
         self._leak(bucket)
-        bucket.level = min(bucket.level + 1, MOST_LEVEL)
+        bucket.level = min(bucket.level + weight, MOST_LEVEL)
         if bucket.level > FULL_LEVEL:
             raise self._stay_away(bucket)
 

@@ -19,9 +19,10 @@ import pytest
 from fastapi import FastAPI, Request
 
 from app.domain.access import Actor, Role
+from app.domain.networks import network_of
 from app.exceptions import DependencyUnavailable
 from app.middleware.admin_session import safe_next
-from app.services.admin_sessions import SessionCookie, network_of
+from app.services.admin_sessions import SessionCookie
 from app.storage.management_ports import AdminSpec
 from tests.admin_fixtures import (
     ADMIN_TOKEN,

@@ -699,6 +699,30 @@ async def test_malformed_credentials_count_and_missing_ones_are_never_asked_abou
     assert (house.store.looked_up, house.store.gathered) == ([], [])
 
 
+async def test_keys_that_were_revoked_make_no_suspect_of_the_address_they_are_still_used_from(house: House) -> None:
+    """T006: keys are made and revoked one after the other, each called with until it is refused; the next is known at once."""
+    for _ in range(200):
+        ended = house.key(an_identity(key=a_key(status=KeyStatus.REVOKED)))
+        with pytest.raises(InvalidApiKey):
+            await house.identities.of(ended.secret, address="203.0.113.7")
+
+    assert await house.identities.of(house.key().secret, address="203.0.113.7") == an_identity()
+    assert house.store.gathered == []
+
+
+async def test_a_flood_of_a_revoked_key_is_told_to_stay_away_and_costs_one_look_up(house: House) -> None:
+    """T017."""
+    ended, told = house.key(an_identity(key=a_key(status=KeyStatus.REVOKED))), []
+    for _ in range(3_100):
+        with pytest.raises((InvalidApiKey, TooManyFailures)) as refused:
+            await house.identities.of(ended.secret, address="203.0.113.7")
+        told.append(refused.type)
+
+    assert issubclass(told[0], InvalidApiKey)
+    assert told[-1] is TooManyFailures
+    assert len(house.store.looked_up) == 1
+
+
 async def test_a_gathered_look_up_that_fails_has_failed_for_all_who_waited(house: House) -> None:
     await flood(house, 2)
     house.store.is_away = True
