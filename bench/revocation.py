@@ -36,17 +36,17 @@ class Caller:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
 
-    async def status(self, secret: str) -> int:
-        self.writer.write(f"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret}\r\n\r\n".encode())
+    async def status(self, secret: str, path: str = "/v1/models") -> int:
+        self.writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret}\r\n\r\n".encode())
         head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
         length = int(head.partition("content-length:")[2].partition("\r\n")[0])
         await self.reader.readexactly(length)
         return int(head.split(" ", 2)[1])
 
-    async def until(self, secret: str, expected: int) -> float:
+    async def until(self, secret: str, expected: int, path: str = "/v1/models") -> float:
         """When it was first answered so."""
         gives_up_s = time.perf_counter() + GIVE_UP_S
-        while await self.status(secret) != expected:
+        while await self.status(secret, path) != expected:
             assert time.perf_counter() < gives_up_s, f"still not {expected}"
             await asyncio.sleep(PAUSE_S)
         return time.perf_counter()

@@ -377,6 +377,18 @@ async def test_a_price_edit_adds_a_row_and_changes_none(gateway: Gateway) -> Non
     assert (await models.get("m")).spec.price is None
 
 
+async def test_a_model_made_anew_costs_what_is_said_now_and_not_what_one_of_its_name_did(gateway: Gateway) -> None:
+    models = gateway.management.models
+    await models.create(OWNER, ModelSpec("m", price=_price(1)))
+    await gateway.clock.advance(1)
+    await models.delete(OWNER, "m", force=False)
+
+    await models.create(OWNER, ModelSpec("m"))
+
+    assert (await models.get("m")).spec.price is None
+    assert [row["input"] for row in await gateway.rows("SELECT rates->>'input' AS input FROM prices")] == ["1", None]
+
+
 async def test_names_and_aliases_are_unique_among_all_models(gateway: Gateway) -> None:
     models = gateway.management.models
     await models.create(OWNER, ModelSpec("a", aliases=("b",)))

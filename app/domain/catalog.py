@@ -5,7 +5,7 @@ A call takes one catalog and keeps it; an edit builds a new one with a higher re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
@@ -147,6 +147,16 @@ class Catalog:
         names = {alias: model.name for model in by_name.values() for alias in model.aliases}
         names.update({name: name for name in by_name})
         return cls(revision, MappingProxyType(by_name), MappingProxyType(names))
+
+    def renewed(self, revision: int, models: Iterable[Model], order: Sequence[str] | None = None) -> Catalog:
+        """The same with these models in place of those of their names; whatever did not change stays the very same object.
+
+        `order` names all that are left, where some came or went; without it all stay where they are.
+        """
+        now = dict(self.models)
+        for model in models:
+            now[model.name] = model if model != now.get(model.name) else now[model.name]
+        return Catalog.of(revision, now.values() if order is None else (now[name] for name in order))
 
     def model_for(self, identity: Identity, requested: str) -> Model:
         """The model behind a name or alias. Raises: ModelNotFound, ModelNotAllowed (by the model's own name or the alias)."""

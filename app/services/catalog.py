@@ -1,21 +1,25 @@
 """This process's view of the configuration: one immutable catalog, swapped whole when a newer revision can be loaded.
 
 A change is told by a message and, should that be lost, found by asking for the revision once a second. What a change touched is
-dropped from memory before the new revision counts as seen. A catalog that cannot be loaded leaves the old one in place.
+dropped from memory before the new revision counts as seen. Of the catalog only what changed is read and made anew; the rest is shared
+with the one before. A catalog that cannot be loaded leaves the old one in place.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-from app.domain.catalog import EMPTY, Catalog
+from app.domain.catalog import EMPTY, Catalog, Model
 from app.exceptions import DependencyUnavailable
 from app.services.identities import Identities
 from app.storage.ports import CatalogStore, ConfigChange
 from app.telemetry import CONFIG_FAILING, CONFIG_LAG_SECONDS, CONFIG_REVISION, logger
 
 POLL_S = 1.0
+GATHER_S = 0.025
+"""Between two looks that messages ask for: a hundred changes a second are read forty times at most. The first is looked for at
+once, and what a message names is dropped from memory without any look."""
 
 
 async def _nobody(_: Sequence[ConfigChange]) -> None:
@@ -52,8 +56,11 @@ class CatalogFollower:
         """A message says that something changed."""
         self._wakeup.set()
 
-    def heard(self, kind: str, ref: str) -> None:
-        """A message says what changed: it is dropped from memory at once, and all else is asked for."""
+    def heard(self, revision: int, kind: str, ref: str) -> None:
+        """A message says what changed: it is dropped from memory at once, and all else is asked for. Without a revision it says
+        only that something did; one that was taken over already, as every change of this process's own, says nothing new."""
+        if 0 < revision <= self._seen:
+            return
         if kind:
             self._identities.forget(kind, ref)
         self.poke()
@@ -70,7 +77,9 @@ class CatalogFollower:
     async def catch_up(self, revision: int) -> None:
         """Take over a change that this process made itself, before its answer is sent. Raises: DependencyUnavailable."""
         if self.is_loaded and self._seen < revision:
-            await self.refresh()
+            async with self._refreshing:
+                if self._seen < revision:  # or whoever was before us took it over as well
+                    await self._refresh()
 
     async def refresh(self) -> None:
         """Take over what changed since the last look. Raises: DependencyUnavailable."""
@@ -89,8 +98,10 @@ class CatalogFollower:
             self._identities.forget_all()  # a secret key's, so that each credential's digest follows at its next use
         for change in changes:
             self._identities.forget(change.kind, change.ref)
-        if has_gap or any(change.kind in ("catalog", "secret_key") for change in changes):
+        if has_gap or any(change.kind == "secret_key" for change in changes):
             self._swap(await self._store.load())
+        elif any(change.kind == "catalog" and change.revision > self.current.revision for change in changes):
+            self._swap(await self._store.renewed(self.current, self._seen))
         await self.on_changes(changes)
         self._seen = max(change.revision for change in changes)
         CONFIG_REVISION.set(self._seen)
@@ -122,20 +133,25 @@ class CatalogFollower:
                     1
                 )  # a configuration that nobody can read: the supervisor says so and tries again, the last one serves
                 raise
-            try:
-                async with asyncio.timeout(POLL_S):
-                    await self._wakeup.wait()
-            except TimeoutError:
-                pass
+            await self._next_look()
+
+    async def _next_look(self) -> None:
+        looked_s = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(POLL_S):
+                await self._wakeup.wait()
+        except TimeoutError:
+            return
+        await asyncio.sleep(looked_s + GATHER_S - asyncio.get_running_loop().time())
 
     def _swap(self, catalog: Catalog) -> None:
-        self.current = catalog
-        self._name_unpriced(catalog)
+        before, self.current = self.current.models, catalog
+        self._name_unpriced(model for model in catalog.models.values() if model is not before.get(model.name))
         self._on_swap(catalog)
 
-    def _name_unpriced(self, catalog: Catalog) -> None:
+    def _name_unpriced(self, changed: Iterable[Model]) -> None:
         """Tell once of every model that would serve calls for which nobody knows what they cost."""
-        for model in catalog.models.values():
+        for model in changed:
             unpriced = [endpoint.id for endpoint in model.endpoints if model.price_at(endpoint) is None]
             if unpriced and model.name not in self._unpriced:
                 logger.warning("price_unknown", model=model.name, endpoints=unpriced)

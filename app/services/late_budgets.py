@@ -6,7 +6,8 @@ own running calls of that holder, and lets each hold what it did not hold when i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import tzinfo
 
@@ -32,18 +33,30 @@ class LateBudgets:
 
     async def follow(self, changes: Sequence[ConfigChange], catalog: Catalog) -> None:
         """Raises: DependencyUnavailable; then to be called again."""
-        for kind, ref in dict.fromkeys((change.kind, change.ref) for change in changes):
-            scope = SCOPES.get(kind)
-            if scope is not None:
-                meters = [meter for meter in self._running.meters if _holder(meter, scope) == ref]
-                held = await self._store.budgets_of(scope, ref) if meters else ()
-                for meter in meters:
-                    await self._join(meter, scope, ref, held)
-            elif kind == "catalog":
-                for meter in self._running.meters:
-                    model = meter.model and catalog.models.get(meter.model.name)
-                    if model and meter.model and model.budgets != meter.model.budgets:
-                        await self._join(meter, Scope.MODEL, model.name, model.budgets)
+        refs = defaultdict[str, dict[str, None]](dict)
+        for change in changes:
+            refs[change.kind][change.ref] = None
+        for kind, scope in SCOPES.items():
+            if kind in refs:
+                await self._follow_holders(scope, refs[kind])
+        if "catalog" in refs:
+            await self._follow_models(catalog)
+
+    async def _follow_holders(self, scope: Scope, refs: Iterable[str]) -> None:
+        """Thousands of changes come at once, when payments run out: each call is looked at once, not once for each."""
+        calls = defaultdict[str | None, list[Meter]](list)
+        for meter in self._running.meters:
+            calls[_holder(meter, scope)].append(meter)
+        for ref in [ref for ref in refs if ref in calls]:
+            held = await self._store.budgets_of(scope, ref)
+            for meter in calls[ref]:
+                await self._join(meter, scope, ref, held)
+
+    async def _follow_models(self, catalog: Catalog) -> None:
+        for meter in self._running.meters:
+            model = meter.model and catalog.models.get(meter.model.name)
+            if model and meter.model and model.budgets != meter.model.budgets:
+                await self._join(meter, Scope.MODEL, model.name, model.budgets)
 
     async def _join(self, meter: Meter, scope: Scope, holder: str, held: tuple[Budget, ...]) -> None:
         _let_hold(meter, scope, held)

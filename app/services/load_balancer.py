@@ -6,14 +6,14 @@ limits is known to be used up. Why others were passed over is noted in the call'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import timedelta
 
 from app.clock import Clock
 from app.domain import routing
 from app.domain.breaker import Breaker, BreakerState, Change, Fault
 from app.domain.call import Candidate, Meter
-from app.domain.catalog import Catalog, Endpoint, Model, Sticky, Strategy
+from app.domain.catalog import EMPTY, Catalog, Endpoint, Model, Sticky, Strategy
 from app.domain.pricing import Price
 from app.exceptions import AttemptFailed
 from app.services.live_endpoint import Checked, LiveEndpoint, Mishap
@@ -58,6 +58,7 @@ class LoadBalancer:
         self._on_change = on_change
         self._max_in_flight = max_in_flight
         self._live: dict[str, LiveEndpoint] = {}
+        self._followed = EMPTY
 
     # ── Choosing ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -208,19 +209,38 @@ class LoadBalancer:
         return live.breaker.reset(self._clock.monotonic())
 
     def follow(self, catalog: Catalog) -> None:
-        """Take over a new catalog: forget endpoints that are gone, and what is remembered of one that is another upstream now."""
-        known, self._live = self._live, {}
-        for model in catalog.models.values():
+        """Take over a new catalog: forget endpoints that are gone, and what is remembered of one that is another upstream now.
+
+        Models that are the same objects as before are not looked at.
+        """
+        before, self._followed = self._followed.models, catalog
+        now = catalog.models
+        changed = [model for name, model in now.items() if before.get(name) is not model]
+        for model in before.values():
+            if now.get(model.name) is not model:
+                self._forget(model, kept={endpoint.id for endpoint in _endpoints_at(now, model.name)})
+        for model in changed:
             for endpoint in model.endpoints:
-                live = known.get(endpoint.id)
-                if live is None:
-                    self.live(endpoint)
-                    continue
-                is_other = _upstream(live.endpoint) != _upstream(endpoint)
-                live.endpoint, live.breaker.rules = endpoint, endpoint.breaker
-                self._live[endpoint.id] = live
-                if is_other:
-                    self.reset(endpoint.id)
+                self._take_over(endpoint)
+        if len(self._live) > sum(len(model.endpoints) for model in now.values()):
+            self._forget_strays(catalog)
+
+    def _take_over(self, endpoint: Endpoint) -> None:
+        live = self.live(endpoint)
+        is_other = _upstream(live.endpoint) != _upstream(endpoint)
+        live.endpoint, live.breaker.rules = endpoint, endpoint.breaker
+        if is_other:
+            self.reset(endpoint.id)
+
+    def _forget(self, model: Model, *, kept: Collection[str]) -> None:
+        for endpoint in model.endpoints:
+            if endpoint.id not in kept:
+                self._live.pop(endpoint.id, None)
+
+    def _forget_strays(self, catalog: Catalog) -> None:
+        """A call that began before its endpoint was deleted may have brought it back."""
+        known = {endpoint.id for model in catalog.models.values() for endpoint in model.endpoints}
+        self._live = {id: live for id, live in self._live.items() if id in known}
 
     def state_of(self, endpoint_id: str) -> str:
         live = self._live.get(endpoint_id)
@@ -289,6 +309,11 @@ class LoadBalancer:
         )
         if change is not None:
             self._on_change(live, change, mishap)
+
+
+def _endpoints_at(models: Mapping[str, Model], name: str) -> tuple[Endpoint, ...]:
+    model = models.get(name)
+    return () if model is None else model.endpoints
 
 
 def _upstream(endpoint: Endpoint) -> tuple[object, ...]:

@@ -156,7 +156,8 @@ async def checked_key(reader: ManagementReader, spec: KeySpec) -> KeySpec:
     require_limits(spec.limits or ())
     require_budgets(spec.budgets)
     require_labels(spec.labels)
-    require_overflow(spec.overflow, await reader.model_names())
+    fallback = spec.overflow.fallback_model
+    require_overflow(spec.overflow, await reader.models_behind([fallback]) if fallback is not None else ())
     return replace(spec, allowed_ips=checked_networks(spec.allowed_ips, "allowed_ips"))
 
 

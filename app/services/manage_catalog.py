@@ -78,13 +78,15 @@ class ModelCommands:
 
     async def create(self, actor: Actor, spec: ModelSpec) -> ModelRow:
         async with self.commands.opened(actor) as command:
-            names = await command.tx.model_names()
+            names = await command.tx.models_behind(_names_in(spec))
             if spec.name in names:
                 raise Conflict(f"The name '{spec.name[:100]}' is taken already.", param="name")
             _require_valid_model(spec, names)
             require_no_fallback_cycle(spec.name, spec.fallbacks, await command.tx.fallbacks_of_models())
             await command.tx.insert_model(spec, command.now)
-            await _store_price(command, spec.name, None, old=None, new=spec.price)
+            # Prices outlive their model: what one of this name cost before it was deleted is no price of this one.
+            left = await existing_model(command.tx, spec.name, "name")
+            await _store_price(command, spec.name, None, old=left.spec.price, new=spec.price)
             await command.audit("model.create", spec.name, after=spec)
             await command.announce("catalog", spec.name)
             return ModelRow(spec, 0, command.now, command.now)
@@ -96,7 +98,7 @@ class ModelCommands:
             row = await existing_model(command.tx, name, "name")
             require_version(row.spec, expected)
             spec = replace(row.spec, **changes)
-            _require_valid_model(spec, await command.tx.model_names())
+            _require_valid_model(spec, await command.tx.models_behind(_names_in(spec)))
             require_no_fallback_cycle(spec.name, spec.fallbacks, await command.tx.fallbacks_of_models())
             await command.tx.update_model(spec, command.now)
             await _store_price(command, name, None, old=row.spec.price, new=spec.price)
@@ -119,7 +121,7 @@ class ModelCommands:
             gone = {"model": row.spec, "endpoints": [each.spec for each in served_by], "fallback_of": fallback_of}
             gone["shadow_of"] = shadow_of
             await command.audit("model.delete", name, before=gone)
-            await command.announce("catalog", name)
+            await command.announce_all("catalog", [*dict.fromkeys(fallback_of + shadow_of), name])
 
 
 async def existing_model(reader: ManagementReader, name: str, param: str) -> ModelRow:
@@ -138,6 +140,12 @@ def _uses_of_model(
     return f"The model '{name}' is in use by {shown}. Delete these first, or repeat with ?force=true."
 
 
+def _names_in(spec: ModelSpec) -> list[str]:
+    """Every name that a model goes by or leads to."""
+    shadows = () if spec.shadow is None else (spec.shadow.model,)
+    return [spec.name, *spec.aliases, *spec.fallbacks, *shadows]
+
+
 def _require_valid_model(spec: ModelSpec, names: dict[str, str]) -> None:
     require_model_name(spec.name, "name")
     require_texts(spec.aliases, "aliases")
@@ -147,14 +155,13 @@ def _require_valid_model(spec: ModelSpec, names: dict[str, str]) -> None:
         if alias == spec.name or names.get(alias, spec.name) != spec.name:
             raise Conflict(f"The alias '{alias[:100]}' is taken already.", param=f"aliases.{index}")
     for index, fallback in enumerate(spec.fallbacks):
-        if fallback not in set(names.values()) or fallback == spec.name:
+        if names.get(fallback) != fallback or fallback == spec.name:
             raise InvalidRequest(
                 f"'fallbacks.{index}': there is no other model '{fallback[:100]}'.", param=f"fallbacks.{index}"
             )
-    if spec.shadow is not None and (spec.shadow.model not in set(names.values()) or spec.shadow.model == spec.name):
-        raise InvalidRequest(
-            f"'shadow.model': there is no other model '{spec.shadow.model[:100]}'.", param="shadow.model"
-        )
+    shadow = spec.shadow
+    if shadow is not None and (names.get(shadow.model) != shadow.model or shadow.model == spec.name):
+        raise InvalidRequest(f"'shadow.model': there is no other model '{shadow.model[:100]}'.", param="shadow.model")
     require_limits(spec.limits)
     require_budgets(spec.budgets)
     require_price(spec.price)

@@ -7,7 +7,7 @@ committed together or not at all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
@@ -369,8 +369,8 @@ class AppTable(Protocol):
 class ModelTable(Protocol):
     async def model(self, name: str) -> ModelRow | None: ...
     async def models(self, query: ListQuery) -> Page[ModelRow]: ...
-    async def model_names(self) -> dict[str, str]:
-        """Every name and alias → the model's own name."""
+    async def models_behind(self, names: Iterable[str]) -> dict[str, str]:
+        """Of these names and aliases, those that lead to a model → its own name."""
         ...
 
     async def models_falling_back_to(self, name: str) -> list[str]: ...
@@ -406,7 +406,7 @@ class AdminTable(Protocol):
     async def admin(self, admin_id: str) -> AdminRow | None: ...
     async def admin_by_digest(self, digest: bytes) -> AdminRow | None: ...
     async def token_digests(self) -> frozenset[bytes]:
-        """Of every administrator, so that a flood of invented tokens need not be looked up one by one."""
+        """Of every administrator who was not revoked, so that a flood of invented tokens need not be looked up one by one."""
         ...
 
     async def admins(self, query: ListQuery) -> Page[AdminRow]: ...

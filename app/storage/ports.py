@@ -339,6 +339,13 @@ class CatalogStore(Protocol):
         """The whole catalog at one revision (one repeatable-read snapshot), credentials decrypted."""
         ...
 
+    async def renewed(self, catalog: Catalog, since: int) -> Catalog:
+        """The catalog at one revision, of which this is the one of `since` or later: only what was changed in between is read.
+
+        Models that did not change are the same objects.
+        """
+        ...
+
     async def revision(self) -> int: ...
 
     async def changes_since(self, revision: int) -> list[ConfigChange]:

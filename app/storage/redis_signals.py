@@ -48,15 +48,16 @@ class RedisSignals:
         except DependencyUnavailable:
             return
 
-    async def listen(self, on_change: Callable[[str, str], None]) -> None:
-        """Call `on_change` with the kind and the id of what changed (empty: unknown), until the connection breaks.
+    async def listen(self, on_change: Callable[[int, str, str], None]) -> None:
+        """Call `on_change` with the revision (0: unknown), the kind and the id of what changed (empty: unknown), until the
+        connection breaks.
 
         Raises: DependencyUnavailable, then.
         """
         pubsub = self._redis.redis.pubsub(ignore_subscribe_messages=True)
         try:
             await pubsub.subscribe(CHANGED)
-            on_change("", "")  # what was told before we listened
+            on_change(0, "", "")  # what was told before we listened
             while True:
                 message = await pubsub.get_message(timeout=LISTEN_TIMEOUT_S)
                 if message is not None:
@@ -68,9 +69,9 @@ class RedisSignals:
                 await pubsub.aclose()  # type: ignore[no-untyped-call]
 
 
-def _told(message: bytes | str) -> tuple[str, str]:
-    """The kind and the id; a message of a version before holds the revision alone."""
+def _told(message: bytes | str) -> tuple[int, str, str]:
+    """The revision, the kind and the id; a message of a version before holds the revision alone."""
     text = message.decode("utf-8", "replace") if isinstance(message, bytes) else message
-    _, _, change = text.partition(" ")
+    revision, _, change = text.partition(" ")
     kind, _, ref = change.partition(" ")
-    return kind, ref
+    return int(revision) if revision.isdecimal() else 0, kind, ref

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Float, Select, delete, func, select
+from sqlalchemy import ARRAY, ColumnElement, Float, Select, Text, Uuid, any_, bindparam, delete, func, select
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -26,6 +27,7 @@ from app.storage.sql_rows import (
     budgets_from_json,
     budgets_json,
     health_check_of,
+    is_uuid,
     limits_from_json,
     limits_json,
     price_of,
@@ -46,6 +48,22 @@ _models = select(
 
 _endpoints = select(endpoints).order_by(endpoints.c.created_at, endpoints.c.id)
 
+_names = any_(bindparam("names", type_=ARRAY(Text)))
+_models_named = _models.where(models.c.name == _names)
+_endpoints_of = _endpoints.where(endpoints.c.model == _names)
+_order = select(models.c.name).order_by(models.c.created_at, models.c.name)
+
+_changed = (
+    select(config_changes.c.ref)
+    .where(config_changes.c.revision > bindparam("since"), config_changes.c.kind == "catalog")
+    .distinct()
+)
+_models_of_endpoints = (
+    select(endpoints.c.model)
+    .where(endpoints.c.id == any_(bindparam("ids", type_=ARRAY(Uuid(as_uuid=False)))))
+    .distinct()
+)
+
 _revision = select(config_revision.c.revision)
 _forget_old_changes = delete(config_changes).where(
     config_changes.c.changed_at < func.now() - timedelta(days=1),
@@ -61,6 +79,12 @@ def newest_prices(*where: ColumnElement[bool]) -> Select[Any]:
         .where(*where)
         .order_by(prices.c.model, prices.c.endpoint_id, prices.c.valid_from.desc(), prices.c.id.desc())
     )
+
+
+_prices_of = newest_prices(prices.c.model == _names)
+
+BUILT_AT_ONCE = 20
+"""Models made of their rows between two turns of the event loop: about 3 ms, so that a first load of thousands stalls no call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,21 +110,29 @@ class SqlCatalogStore:
         """An endpoint whose row cannot be used is left out and named in the log and in `left_out`; the rest stands."""
         async with transaction(self._engine, read_only_snapshot=True) as connection:
             revision = (await connection.execute(_revision)).scalar_one()
-            model_rows = (await connection.execute(_models)).all()
-            endpoint_rows = (await connection.execute(_endpoints)).all()
-            price_of_model, price_of_endpoint = await _prices(connection)
-        left_out: list[EndpointLeftOut] = []
-        by_model: defaultdict[str, list[Endpoint]] = defaultdict(list)
-        for row in endpoint_rows:
-            try:
-                by_model[row.model].append(self._endpoint(row, price_of_endpoint.get(row.id)))
-            except (CannotUnseal, msgspec.ValidationError) as error:
-                left_out.append(EndpointLeftOut(row.id, row.model, _reason(error)))
-        self._report(left_out)
-        return Catalog.of(
-            revision,
-            (self._model(row, price_of_model.get(row.name), by_model[row.name]) for row in model_rows),
-        )
+            rows = await _rows(connection)
+        self.left_out = ()
+        return Catalog.of(revision, await self._built(rows))
+
+    async def renewed(self, catalog: Catalog, since: int) -> Catalog:
+        """As `load`. A change names a model or an endpoint.
+
+        Where a model went, those that named it are read anew as well: a process of a version before does not say so of its own accord.
+        """
+        async with transaction(self._engine, read_only_snapshot=True) as connection:
+            revision = (await connection.execute(_revision)).scalar_one()
+            refs = set((await connection.execute(_changed, {"since": since})).scalars())
+            named = refs | await _served(connection, refs) | _served_before(catalog, refs, self.left_out)
+            rows = await _rows(connection, named)
+            gone = (named - rows.names) & catalog.models.keys()
+            bereft = _naming(catalog, gone) - named
+            if bereft:
+                named |= bereft
+                rows = await _rows(connection, named)
+            has_same_names = not gone and rows.names <= catalog.models.keys()
+            order = None if has_same_names else list((await connection.execute(_order)).scalars())
+        self.left_out = tuple(each for each in self.left_out if each.model not in named)
+        return catalog.renewed(revision, await self._built(rows), order)
 
     async def revision(self) -> int:
         async with transaction(self._engine, within_s=QUICK_S) as connection:
@@ -123,6 +155,29 @@ class SqlCatalogStore:
     async def forget_old_changes(self) -> None:
         async with transaction(self._engine) as connection:
             await connection.execute(_forget_old_changes)
+
+    async def _built(self, rows: _Rows) -> list[Model]:
+        served_by, left_out, built = defaultdict[str, list[AnyRow]](list), list[EndpointLeftOut](), list[Model]()
+        for row in rows.endpoints:
+            served_by[row.model].append(row)
+        for number, row in enumerate(rows.models, 1):
+            of_model = self._endpoints(served_by[row.name], rows.price_of_endpoint, left_out)
+            built.append(self._model(row, rows.price_of_model.get(row.name), of_model))
+            if number % BUILT_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        self._report(left_out)
+        return built
+
+    def _endpoints(
+        self, rows: Sequence[AnyRow], price_of: dict[str, Price], left_out: list[EndpointLeftOut]
+    ) -> list[Endpoint]:
+        usable = []
+        for row in rows:
+            try:
+                usable.append(self._endpoint(row, price_of.get(row.id)))
+            except (CannotUnseal, msgspec.ValidationError) as error:
+                left_out.append(EndpointLeftOut(row.id, row.model, _reason(error)))
+        return usable
 
     def _endpoint(self, row: AnyRow, price: Price | None) -> Endpoint:
         credential = None
@@ -187,19 +242,65 @@ class SqlCatalogStore:
                 "endpoint %s of model %s is left out of the catalog: %s",
                 *(endpoint.endpoint_id, endpoint.model, endpoint.reason),
             )
-        self.left_out = tuple(left_out)
+        self.left_out += tuple(left_out)
 
 
 def _unless_equal(endpoint: Endpoint, price: Price | None, of_model: Price | None) -> Endpoint:
     return endpoint if price == of_model else replace(endpoint, price=price)
 
 
-async def _prices(connection: AsyncConnection) -> tuple[dict[str, Price], dict[str, Price]]:
-    rows = (await connection.execute(newest_prices())).all()
-    return (
-        _by_name((row.model, row) for row in rows if row.endpoint_id is None),
-        _by_name((row.endpoint_id, row) for row in rows if row.endpoint_id is not None),
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What a catalog, or a part of it, is made of; all read in one snapshot."""
+
+    models: Sequence[AnyRow]
+    endpoints: Sequence[AnyRow]
+    price_of_model: dict[str, Price]
+    price_of_endpoint: dict[str, Price]
+
+    @property
+    def names(self) -> set[str]:
+        return {row.name for row in self.models}
+
+
+async def _rows(connection: AsyncConnection, names: Collection[str] | None = None) -> _Rows:
+    """Of all models, or of those of these names."""
+    wanted = None if names is None else {"names": list(names)}
+    of_models, of_endpoints, of_prices = (
+        (_models, _endpoints, newest_prices()) if wanted is None else (_models_named, _endpoints_of, _prices_of)
     )
+    priced = (await connection.execute(of_prices, wanted)).all()
+    return _Rows(
+        (await connection.execute(of_models, wanted)).all(),
+        (await connection.execute(of_endpoints, wanted)).all(),
+        _by_name((row.model, row) for row in priced if row.endpoint_id is None),
+        _by_name((row.endpoint_id, row) for row in priced if row.endpoint_id is not None),
+    )
+
+
+async def _served(connection: AsyncConnection, refs: Iterable[str]) -> set[str]:
+    """The models of those refs that are endpoints now."""
+    ids = [ref for ref in refs if is_uuid(ref)]
+    return set((await connection.execute(_models_of_endpoints, {"ids": ids})).scalars()) if ids else set()
+
+
+def _served_before(catalog: Catalog, refs: Collection[str], left_out: Iterable[EndpointLeftOut]) -> set[str]:
+    """The models of those refs that were endpoints: of one that was deleted nothing else knows whose it was."""
+    served = {
+        model.name for model in catalog.models.values() if any(endpoint.id in refs for endpoint in model.endpoints)
+    }
+    return served | {each.model for each in left_out if each.endpoint_id in refs}
+
+
+def _naming(catalog: Catalog, gone: Set[str]) -> set[str]:
+    """Models that fell back to one of these, or were shadowed by one: with it, its name was taken out of theirs."""
+    if not gone:
+        return set()
+    return {
+        model.name
+        for model in catalog.models.values()
+        if not gone.isdisjoint(model.fallbacks) or (model.shadow is not None and model.shadow.model in gone)
+    }
 
 
 def _by_name(rows: Iterable[tuple[str, AnyRow]]) -> dict[str, Price]:

@@ -480,9 +480,8 @@ class SqlAdmins:
         return await self._one(admins.c.token_digest == digest)
 
     async def token_digests(self) -> frozenset[bytes]:
-        return frozenset(
-            bytes(each) for each in (await self.connection.execute(select(admins.c.token_digest))).scalars()
-        )
+        valid = select(admins.c.token_digest).where(admins.c.revoked_at.is_(None))
+        return frozenset(bytes(each) for each in (await self.connection.execute(valid)).scalars())
 
     async def _one(self, condition: ColumnElement[bool]) -> AdminRow | None:
         row = (await self.connection.execute(_admins().where(condition))).one_or_none()

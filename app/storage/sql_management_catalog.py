@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, Select, delete, func, insert, null, or_, select, true, update
+from sqlalchemy import ARRAY, Row, Select, Text, any_, delete, func, insert, literal, null, or_, select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.catalog import ProviderKind, Sticky, Strategy
@@ -62,10 +63,13 @@ class SqlModels:
         rows = [_model_row(row) for row in await self.connection.execute(statement)]
         return sorted_page_of(rows, query, _MODEL_ORDERS, lambda row: row.spec.name)
 
-    async def model_names(self) -> dict[str, str]:
-        rows = (await self.connection.execute(select(models.c.name, models.c.aliases))).all()
-        names = {alias: row.name for row in rows for alias in row.aliases}
-        return names | {row.name: row.name for row in rows}
+    async def models_behind(self, names: Iterable[str]) -> dict[str, str]:
+        wanted = set(names)
+        array = literal(list(wanted), ARRAY(Text))
+        is_one = or_(models.c.name == any_(array), models.c.aliases.op("&&")(array))
+        rows = (await self.connection.execute(select(models.c.name, models.c.aliases).where(is_one))).all()
+        aliases = {alias: row.name for row in rows for alias in row.aliases if alias in wanted}
+        return aliases | {row.name: row.name for row in rows if row.name in wanted}
 
     async def models_falling_back_to(self, name: str) -> list[str]:
         statement = select(models.c.name).where(holds(models.c.fallbacks, name)).order_by(models.c.name)

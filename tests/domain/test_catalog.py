@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from app.domain.catalog import EMPTY, Catalog, Timeouts
@@ -92,3 +94,26 @@ def test_a_stream_and_a_whole_answer_have_patience_of_their_own() -> None:
     timeouts = Timeouts(first_token_s=7, unary_s=70)
 
     assert (timeouts.first_byte_s(is_stream=True), timeouts.first_byte_s(is_stream=False)) == (7, 70)
+
+
+def test_a_renewed_catalog_shares_what_did_not_change() -> None:
+    changed, same = replace(CATALOG.models["demo"], aliases=("d",)), replace(CATALOG.models["claude"])
+
+    renewed = CATALOG.renewed(8, [changed, same])
+
+    assert renewed.revision == 8
+    assert list(renewed.models) == ["gpt-4", "claude", "demo"]
+    assert renewed.models["demo"] is changed
+    assert all(renewed.models[name] is CATALOG.models[name] for name in ("gpt-4", "claude"))
+    assert renewed.model_for(ANYONE, "d") is changed
+    assert "d" not in CATALOG.names
+
+
+def test_a_renewed_catalog_has_the_models_that_are_left_in_the_order_that_is_told() -> None:
+    renewed = CATALOG.renewed(8, [a_model("new")], ["new", "demo", "gpt-4"])
+
+    assert list(renewed.models) == ["new", "demo", "gpt-4"]
+    assert dict(renewed.names) == {name: name for name in ("new", "demo", "gpt-4")} | {
+        "smart": "gpt-4",
+        "gpt-4-latest": "gpt-4",
+    }

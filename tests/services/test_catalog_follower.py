@@ -32,6 +32,8 @@ class FakeStore:
         self.is_away = False
         self.is_broken = False
         self.loads = 0
+        self.renewals: list[int] = []
+        """The revision that each began at."""
         self.asked = asyncio.Condition()
         self.times_asked = 0
 
@@ -54,6 +56,12 @@ class FakeStore:
             raise ValueError("a row that cannot be understood")
         self.loads += 1
         return Catalog.of(self.revision_now, self.models)
+
+    async def renewed(self, catalog: Catalog, since: int) -> Catalog:
+        if self.is_broken:
+            raise ValueError("a row that cannot be understood")
+        self.renewals.append(since)
+        return catalog.renewed(self.revision_now, self.models)
 
     async def revision(self) -> int:
         return self.revision_now
@@ -191,6 +199,7 @@ async def test_a_change_of_the_catalog_swaps_it_whole(house: House) -> None:
     assert house.names() == ["first", "second"]
     assert list(before.models) == ["first"]
     assert house.follower.current.revision == 1
+    assert (house.store.loads, house.store.renewals) == (1, [0])
 
 
 async def test_a_change_of_a_user_drops_his_identities_without_loading_the_catalog(house: House) -> None:
@@ -250,6 +259,70 @@ async def test_a_change_of_ones_own_is_taken_over_at_once_and_only_if_it_is_new(
     assert house.store.times_asked == 1
 
 
+async def test_changes_made_at_once_are_read_once_by_whoever_comes_first(house: House) -> None:
+    await house.follower.load()
+    revisions = [house.store.register(f"model {number}") for number in range(20)]
+
+    await asyncio.gather(*map(house.follower.catch_up, revisions))
+
+    assert len(house.names()) == 21
+    assert house.store.renewals == [0]
+    assert house.store.times_asked == 1
+
+
+async def test_what_was_read_with_an_earlier_change_is_not_read_again(house: House) -> None:
+    await house.follower.load()
+    house.store.register("second")
+    seen = house.store.changes[:]
+    house.store.register("third")  # committed between the two statements of one look
+    all_changes, house.store.changes = house.store.changes, seen
+    renewed = house.store.renewed
+
+    async def with_the_third(catalog: Catalog, since: int) -> Catalog:
+        house.store.changes = all_changes
+        return await renewed(catalog, since)
+
+    house.store.renewed = with_the_third  # type: ignore[method-assign]
+    await house.follower.refresh()
+    assert (house.follower.revision, house.follower.current.revision) == (1, 2)
+
+    await house.follower.refresh()
+
+    assert house.follower.revision == 2
+    assert house.store.renewals == [0]
+
+
+async def test_a_message_about_what_was_taken_over_already_drops_nothing(house: House) -> None:
+    await house.follower.load()
+    revision = house.store.change("user", "alice")
+    await house.follower.catch_up(revision)
+    alice = await house.known_key("alice")
+    house.keys.look_ups = 0
+
+    house.follower.heard(revision, "user", "alice")
+    await house.identities.of_key(alice.secret, address=None)
+
+    assert house.keys.look_ups == 0
+
+
+async def test_many_messages_in_a_row_are_looked_for_together(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog_module, "POLL_S", 3600.0)
+    monkeypatch.setattr(catalog_module, "GATHER_S", 0.2)
+    await house.follower.load()
+    async with following(house):
+        await house.store.until_asked_again(1)
+        for number in range(100):
+            house.store.register(f"model {number}")
+            house.follower.heard(house.store.revision_now, "catalog", f"model {number}")
+            await asyncio.sleep(0.001)
+        async with asyncio.timeout(10):
+            while house.follower.revision < 100:
+                await asyncio.sleep(0.01)
+
+    assert len(house.names()) == 101
+    assert len(house.store.renewals) < 50
+
+
 async def test_before_the_first_load_there_is_nothing_to_catch_up_with(house: House) -> None:
     await house.follower.catch_up(5)
 
@@ -303,7 +376,7 @@ async def test_what_a_message_names_is_dropped_at_once_also_while_the_database_i
     other = await house.known_key("bob")
     house.keys.look_ups = 0
 
-    house.follower.heard("user", "alice")
+    house.follower.heard(1, "user", "alice")
     for each in (key, other):
         await house.identities.of_key(each.secret, address=None)
 

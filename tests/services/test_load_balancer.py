@@ -324,3 +324,29 @@ def test_shares_and_calls_in_flight_outlive_a_swap_of_the_catalog(balancer: Load
 
     assert first(balancer, model) == "b"
     assert balancer.live(model.endpoints[0]).in_flight == 1
+
+
+def test_a_change_of_one_model_leaves_what_is_remembered_of_all_others(balancer: LoadBalancer) -> None:
+    untouched, before = a_model("n", C), a_model("m", A, B)
+    catalog = Catalog.of(1, [before, untouched])
+    balancer.follow(catalog)
+    for endpoint in (A, B, C):
+        fail(balancer, endpoint)
+
+    balancer.follow(catalog.renewed(2, [a_model("m", replace(A, weight=5), an_endpoint("new"))]))
+
+    assert [balancer.state_of(id) for id in ("a", "b", "c", "new")] == ["open", "closed", "open", "closed"]
+    assert balancer.live(A).weight == 5
+    assert {live.id for live in balancer.all_live()} == {"a", "c", "new"}
+
+
+def test_a_call_that_outlived_its_endpoint_does_not_bring_it_back_for_good(balancer: LoadBalancer) -> None:
+    catalog = Catalog.of(1, [a_model("m", A, B)])
+    balancer.follow(catalog)
+    catalog = catalog.renewed(2, [a_model("m", B)])
+    balancer.follow(catalog)
+    balancer.live(A)
+
+    balancer.follow(catalog.renewed(3, [a_model("m", replace(B, weight=2))]))
+
+    assert [live.id for live in balancer.all_live()] == ["b"]
