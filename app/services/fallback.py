@@ -7,16 +7,17 @@
 3. What a call would leave if this process died is on the disk before it is sent; its settlement is before the caller has the last bytes
    of his answer. When the journal is full no call is begun.
 4. When the store is back, it is first told what runs, then the journal is replayed. A settlement is known by its call: what the store
-   had carried out before it fell silent changes nothing the second time.
-5. The journal of a process that is gone is replayed by another one; a call that it holds without a settlement is lost, and billed so.
+   had carried out before it fell silent changes nothing the second time. The journal is cleared when the store knows of every call
+   that began without it, running or settled.
+5. The journal of a process that is gone is replayed by another one; a call that it holds without a settlement is lost, and billed so,
+   unless the store knows more of it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import msgspec
@@ -26,8 +27,8 @@ from app.domain.budget import BudgetClaim, BudgetState
 from app.domain.limits import Claim, ClaimState
 from app.domain.money import NanoUsd
 from app.exceptions import CounterStoreAway, DependencyUnavailable
-from app.services.recovery import Kept, RecoveringCounters, refusal
-from app.storage.journal import Journal, JournalFull, adopt_orphans
+from app.services.recovery import Kept, RecoveringCounters, each_of, refusal
+from app.storage.journal import Journal, JournalFull, adopt_orphans, read_frames
 from app.storage.local_counters import LocalCounters
 from app.storage.ports import Admission, Admitted, Checkpoint, PendingRecord, Reservation, Settlement, UsageSink
 from app.telemetry import logger
@@ -83,7 +84,10 @@ class FallbackCounters:
         self._local_calls: dict[str, tuple[Reservation, Admitted]] = {}
         self._told: set[str] = set()
         """Those of them that the store has been told of since."""
-        self._doubtful: deque[str] = deque()
+        self._ending: set[str] = set()
+        """Those that have ended, while it is not known that the store or the journal has their settlement."""
+        self._doubtful: dict[str, bool] = {}
+        """Calls that the store may have admitted before it fell silent, and whether they are over."""
 
     @property
     def is_away(self) -> bool:
@@ -93,11 +97,8 @@ class FallbackCounters:
 
     async def admit(self, reservation: Reservation) -> Admission:
         """Raises: DependencyUnavailable."""
-        if self._doubtful:
-            with suppress(
-                ValueError
-            ):  # one that waited in a queue is asked for again: what it gets now is not to be given back
-                self._doubtful.remove(reservation.call_id)
+        if self._doubtful:  # one that waited in a queue is asked for again: what it gets now is not to be given back
+            self._doubtful.pop(reservation.call_id, None)
         if self._back.is_set():
             try:
                 return await self._recovering.admit(reservation)
@@ -118,9 +119,11 @@ class FallbackCounters:
         self._local.settle(settlement.call_id, tokens=settlement.tokens)
         if local is not None:
             self._told.discard(settlement.call_id)
+            self._ending.add(settlement.call_id)
             kept.budgets, kept.must_book = _names(local[0]), True
-        if not await self._handed_over(kept):
-            self._recovering.keep(kept)
+        await self._handed_over(kept)
+        if local is not None and self._recovering.has_taken(settlement.call_id):
+            self._ending.discard(settlement.call_id)
 
     async def append(self, call_id: str, packed: bytes) -> str:
         """Hand over the record of a refusal. Raises: CounterStoreAway when the journal takes no more either."""
@@ -138,6 +141,7 @@ class FallbackCounters:
                 return True
             except CounterStoreAway:
                 self._note_away()
+        self._recovering.keep(kept)  # until the journal has it: whoever waits for that may be cancelled
         try:
             await self._journal.append(_encode(_entry(kept)))
         except JournalFull:
@@ -164,13 +168,13 @@ class FallbackCounters:
             self._note_away()
             raise
 
-    async def release(self, call_id: str) -> None:
+    async def release(self, call_id: str, *, is_over: bool = True) -> None:
         self._local.settle(call_id, tokens=None)
         if self._local_calls.pop(call_id, None) is not None:
             self._told.discard(call_id)
-            self._doubtful.append(call_id)
+            self._doubtful[call_id] = is_over
             return
-        await self._recovering.release(call_id)
+        await self._recovering.release(call_id, is_over=is_over)
 
     async def grow(self, call_id: str, output_tokens: int) -> int:
         """While the store is away nothing more is granted."""
@@ -213,14 +217,17 @@ class FallbackCounters:
         await self._clock.sleep(LOOK_EVERY_S)
 
     async def adopt(self, folder: Path) -> None:
-        """Replay the journals of processes that are gone."""
-        for path, frames in adopt_orphans(folder):
-            payloads = _without_settled(frames)
-            for start in range(0, len(payloads), REPLAYED_AT_ONCE):
-                await self._replay(payloads[start : start + REPLAYED_AT_ONCE])
-            path.unlink(missing_ok=True)
-            if payloads:
-                logger.warning("journal_adopted", records=len(payloads))
+        """Replay the journals of processes that are gone. Raises: CounterStoreAway; they are then there for the next who looks."""
+        if self.is_away:
+            return
+        with closing(adopt_orphans(folder)) as orphans:
+            for path in orphans:
+                payloads = _without_settled(await asyncio.to_thread(_frames_of, path))
+                for start in range(0, len(payloads), REPLAYED_AT_ONCE):
+                    await self._replay(payloads[start : start + REPLAYED_AT_ONCE])
+                path.unlink(missing_ok=True)
+                if payloads:
+                    logger.warning("journal_adopted", records=len(payloads))
 
     def _note_away(self) -> None:
         if self._back.is_set():
@@ -232,20 +239,26 @@ class FallbackCounters:
         self._local.settle(reservation.call_id, tokens=None)  # what it had before, if it is asked for again
         answer = self._local.admit(reservation, replicas=self._recovering.processes)
         if not isinstance(answer, Admitted):
-            self._doubtful.append(reservation.call_id)  # the store may have admitted it before it fell silent
+            if not self._is_running(reservation.call_id):
+                self._doubtful[reservation.call_id] = False
             return answer
         lost = max((claim.lost_nanousd for claim in reservation.budgets), default=0)
         entry = Entry(
             reservation.call_id, lost, 0, reservation.record, _names(reservation), "", must_book=True, is_lost=True
         )
+        had = self._local_calls.get(reservation.call_id)
+        # Before its entry is in the journal: whoever clears that must see that the store has not been told of the call.
+        self._local_calls[reservation.call_id] = (reservation, answer)
         try:
             await self._journal.append(_encode(entry))
         except BaseException as error:
-            self._local.settle(reservation.call_id, tokens=None)
+            await self.release(reservation.call_id)
+            if had is not None:  # it runs, and goes on with what it had
+                self._local_calls[reservation.call_id] = had
+                del self._doubtful[reservation.call_id]
             if isinstance(error, JournalFull):
                 raise DependencyUnavailable("journal") from error
             raise
-        self._local_calls[reservation.call_id] = (reservation, answer)
         return answer
 
     async def _admit_once_back(self, reservation: Reservation) -> Admission:
@@ -262,23 +275,36 @@ class FallbackCounters:
 
     async def _catch_up(self) -> None:
         try:
-            while self._doubtful:
-                await self._recovering.release(self._doubtful[0])
-                self._doubtful.popleft()
-            for call_id, (reservation, admitted) in list(self._local_calls.items()):
-                if call_id in self._local_calls and call_id not in self._told:
-                    self._told.add(call_id)
-                    await self._recovering.tell(reservation, admitted)
+            for call_id, is_over in list(self._doubtful.items()):
+                await self._recovering.release(call_id, is_over=is_over)
+                self._doubtful.pop(call_id, None)
+            await each_of([call_id for call_id in self._local_calls if call_id not in self._told], self._tell)
             if self._journal.is_empty:
                 return
             replayed = 0
             async for payloads in self._journal.batches(REPLAYED_AT_ONCE):
                 await self._replay([payload for payload in payloads if not _is_lost(payload)])
                 replayed += len(payloads)
-            if replayed and await self._journal.clear(if_holds=replayed):
+            if replayed and self._is_all_known() and await self._journal.clear(if_holds=replayed):
                 logger.warning("journal_replayed", records=replayed)
         except CounterStoreAway:
             self._note_away()
+
+    async def _tell(self, call_id: str) -> None:
+        held = self._local_calls.get(call_id)
+        if held is None:
+            return  # it has ended
+        await self._recovering.tell(*held)
+        if call_id in self._local_calls and self._back.is_set():
+            self._told.add(call_id)
+
+    def _is_all_known(self) -> bool:
+        """Whether the store knows of every call that began without it, that it runs or what came of it."""
+        self._ending = {call_id for call_id in self._ending if not self._recovering.has_taken(call_id)}
+        return not self._ending and self._told.issuperset(self._local_calls)
+
+    def _is_running(self, call_id: str) -> bool:
+        return call_id in self._local_calls or self._recovering.is_open(call_id)
 
     async def _replay(self, payloads: Sequence[bytes]) -> None:
         results = await asyncio.gather(*map(self._replay_one, payloads), return_exceptions=True)
@@ -319,6 +345,10 @@ def _names(reservation: Reservation) -> tuple[str, ...]:
     return tuple(claim.counter for claim in reservation.budgets)
 
 
+def _frames_of(path: Path) -> list[bytes]:
+    return list(read_frames(path))
+
+
 def _is_lost(payload: bytes) -> bool:
     try:
         return _decode(payload).is_lost
@@ -353,4 +383,11 @@ def _entry(kept: Kept) -> Entry:
 
 def _kept(entry: Entry) -> Kept:
     settlement = Settlement(entry.call_id, NanoUsd(entry.cost_nanousd), entry.tokens, entry.record)
-    return Kept(settlement, entry.budgets, entry.epoch, entry.must_book, is_refusal=entry.is_refusal)
+    return Kept(
+        settlement,
+        entry.budgets,
+        entry.epoch,
+        must_book=entry.must_book or entry.is_refusal,
+        is_refusal=entry.is_refusal,
+        is_lost=entry.is_lost,
+    )

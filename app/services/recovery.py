@@ -68,6 +68,8 @@ class Kept:
     position: str | None = None
     sent_s: float = 0.0
     is_refusal: bool = False
+    is_lost: bool = False
+    """It says only that its process is gone; whoever knows more of the call is right."""
 
 
 def refusal(call_id: str, packed: bytes) -> Kept:
@@ -149,9 +151,9 @@ class RecoveringCounters:
             await self._has_told.wait()
         await self._deliver(kept)
 
-    async def release(self, call_id: str) -> None:
+    async def release(self, call_id: str, *, is_over: bool = True) -> None:
         self._closed(call_id)
-        await self._shared.release(call_id)
+        await self._shared.release(call_id, is_over=is_over)
 
     async def join(self, call_id: str, claims: Sequence[BudgetClaim]) -> None:
         held = self._open.get(call_id)
@@ -176,6 +178,10 @@ class RecoveringCounters:
         granted = await self._shared.grow(call_id, output_tokens)
         self._note_growth(call_id, granted)
         return granted
+
+    def is_open(self, call_id: str) -> bool:
+        """Whether it runs here, and holds what the store granted it."""
+        return call_id in self._open
 
     def granted(self, call_id: str) -> int:
         """How many output tokens are reserved for, as far as is known here."""
@@ -218,7 +224,7 @@ class RecoveringCounters:
             self._forget_up_to(epoch.drained)
         before_s = self._clock.monotonic() - RESEND_AFTER_S
         stale = [kept for kept in self._unconfirmed.values() if kept.position is None and kept.sent_s < before_s]
-        await _each(stale, self.send)
+        await each_of(stale, self.send)
 
     async def _look_unless_past(self, generation: int) -> None:
         """Of all the calls that find the memory gone at once, one looks; the others wait for it."""
@@ -227,6 +233,11 @@ class RecoveringCounters:
                 pass
         if generation == self._generation:
             await self.look()
+
+    def has_taken(self, call_id: str) -> bool:
+        """Whether the store has this settlement, as far as is known here."""
+        kept = self._unconfirmed.get(call_id)
+        return kept is None or kept.position is not None
 
     @property
     def unconfirmed(self) -> int:
@@ -238,12 +249,12 @@ class RecoveringCounters:
         self._has_told.clear()
         opened, records = list(self._open.values()), list(self._unconfirmed.values())
         try:
-            await _each(opened, lambda held: self._shared.reassert(*held))
+            await each_of(opened, lambda held: self._shared.reassert(*held))
             await self._shared.checkpoint(list(self._checkpoints.values()))
             for kept in records:
                 kept.position, kept.must_book = None, True
             self._epoch = epoch.token
-            await _each(records, self._deliver)
+            await each_of(records, self._deliver)
         finally:
             self._has_told.set()
         logger.warning("counters_lost_their_memory", reservations=len(opened), records=len(records))
@@ -252,10 +263,13 @@ class RecoveringCounters:
         generation = self._generation
         if kept.is_refusal:
             position = await self._sink.append(kept.settlement.call_id, kept.settlement.record)
+            if kept.must_book:
+                await self._shared.release(kept.settlement.call_id)  # its admission may still be on its way
             if generation == self._generation:
                 kept.position = position
             return
-        settled = await self._shared.book(kept.settlement, kept.budgets if kept.must_book else ())
+        named = kept.budgets if kept.must_book else None
+        settled = await self._shared.book(kept.settlement, named, unless_known=kept.is_lost)
         if settled.unknown_in is not None and settled.unknown_in != kept.epoch and not kept.must_book:
             kept.must_book = True  # memory was lost since the call was admitted, and we are the first to see it
             settled = await self._shared.book(kept.settlement, kept.budgets)
@@ -332,7 +346,7 @@ class RecoveringCounters:
             self._kept_bytes -= len(kept.settlement.record)
 
 
-async def _each(items: Iterable[Item], work: Callable[[Item], Awaitable[None]]) -> None:
+async def each_of(items: Iterable[Item], work: Callable[[Item], Awaitable[None]]) -> None:
     """Do it for all, a few hundred at once. The first failure is raised when its batch is over."""
     waiting = list(items)
     for start in range(0, len(waiting), TOLD_AT_ONCE):

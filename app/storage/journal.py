@@ -4,9 +4,9 @@ The file is a row of frames: length (4 bytes), CRC-32 of the payload (4 bytes), 
 tail, which is cut off when the file is opened again: what stands before it is whole, and what was torn was never acknowledged.
 
 1. `append` returns when its frame is on the disk. Frames that arrive while others are being synced leave with the next `fsync`, in a
-   thread: the loop never waits for a disk.
-2. One process writes one file, and holds a lock on it for as long as it lives. A file without a living owner is adopted by whoever
-   finds it first.
+   thread: the loop never waits for a disk. Who is cancelled while he waits leaves his frame to be written all the same.
+2. One process writes one file, and holds a lock on it for as long as it lives. A file gets the name by which adopters look for it only
+   when it is locked. One without a living owner is adopted by whoever finds it first.
 3. The list is bounded. Whoever admits calls asks `is_full` first: what cannot be written down is not begun.
 """
 
@@ -18,7 +18,8 @@ import os
 import struct
 import threading
 import zlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -36,24 +37,25 @@ class JournalFull(Exception):
     """The disk, or the journal's own bound, takes no more."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Frame:
     content: bytes
-    is_written: bool = False
-    error: BaseException | None = None
+    written: asyncio.Future[None]
 
 
 class Journal:
     """The journal of this process: one file in `folder`, made when the first frame comes."""
 
-    def __init__(self, folder: Path, *, max_bytes: int = MAX_BYTES, name: str | None = None) -> None:
-        self._path = folder / (name or f"{os.getpid()}-{os.urandom(6).hex()}.journal")
+    def __init__(self, folder: Path, *, max_bytes: int = MAX_BYTES) -> None:
+        self._folder = folder
+        self._path: Path | None = None
         self._max_bytes = max_bytes
         self._file: int | None = None
         self._size = 0
         self._has_failed = False
         self._gathered: list[_Frame] = []
-        self._turn = asyncio.Lock()
+        self._is_busy = False
+        """A thread writes, or clears. There is one at a time."""
         self._writing = threading.Lock()
 
     @property
@@ -73,55 +75,72 @@ class Journal:
         """Returns when it is durable. Raises: JournalFull; it is then not in the journal."""
         if self._size + len(payload) + HEADER.size > self._max_bytes:
             raise JournalFull
-        mine = _Frame(frame(payload))
+        mine = _Frame(frame(payload), asyncio.get_running_loop().create_future())
         self._gathered.append(mine)
-        async with self._turn:
-            if not mine.is_written and mine.error is None:
-                batch, self._gathered = self._gathered, []
-                await self._write_all(batch)
-        if mine.error is not None:
-            raise JournalFull from mine.error
+        self._write_gathered()
+        await mine.written
 
     async def batches(self, size: int) -> AsyncIterator[list[bytes]]:
         """What it holds, in order, so many payloads at a time."""
+        if self._path is None:
+            return
         frames = read_frames(self._path)
         while batch := await asyncio.to_thread(lambda: list(islice(frames, size))):
             yield batch
 
     async def clear(self, *, if_holds: int) -> bool:
         """Forget everything, unless it holds more frames than these by now. Returns whether it did."""
-        async with self._turn:
-            return not self._gathered and await asyncio.to_thread(self._clear, if_holds)
-
-    async def _write_all(self, batch: Sequence[_Frame]) -> None:
-        """Whoever has the turn writes for all. When he is cancelled the others' frames are written all the same."""
-        loop = asyncio.get_running_loop()
-        writing = loop.run_in_executor(None, self._write, b"".join([each.content for each in batch]))
+        if self._is_busy or self._gathered:
+            return False
+        self._is_busy = True
         try:
-            await asyncio.wait([writing])
+            return await asyncio.to_thread(self._clear, if_holds)
         finally:
-            if not writing.done():
-                await asyncio.wait([writing])
-            error = writing.exception()
-            for each in batch:
-                each.is_written, each.error = error is None, error
-            self._has_failed = error is not None
+            self._is_busy = False
+            self._write_gathered()
+
+    def _write_gathered(self) -> None:
+        """Write what has gathered, unless a thread is at it: then when that is done."""
+        if self._is_busy or not self._gathered:
+            return
+        self._is_busy = True
+        batch, self._gathered = self._gathered, []
+        content = b"".join([each.content for each in batch])
+        writing = asyncio.get_running_loop().run_in_executor(None, self._write, content)
+        writing.add_done_callback(lambda writing: self._note_written(batch, writing))
+
+    def _note_written(self, batch: Sequence[_Frame], writing: asyncio.Future[None]) -> None:
+        error = asyncio.CancelledError() if writing.cancelled() else writing.exception()
+        self._has_failed, self._is_busy = error is not None, False
+        for each in batch:
+            if each.written.done():  # nobody waits for it any more
+                continue
+            if error is None:
+                each.written.set_result(None)
+            else:
+                failure = JournalFull()
+                failure.__cause__ = error
+                each.written.set_exception(failure)
+        self._write_gathered()
 
     def close(self) -> None:
         """Give the file up. An empty one is removed; another waits to be adopted."""
         with self._writing:
             if self._file is None:
                 return
-            if self._size == 0:
+            if self._size == 0 and self._path is not None:
                 self._path.unlink(missing_ok=True)
             os.close(self._file)
             self._file = None
 
     def _write(self, frames: bytes) -> None:
         with self._writing:
+            if self._file is not None and os.fstat(self._file).st_nlink == 0:  # somebody has removed it
+                os.close(self._file)
+                self._file = None
             if self._file is None:
-                self._file = _open_locked(self._path)
-                self._size = cut_torn_tail(self._path)
+                self._path = self._folder / f"{os.getpid()}-{os.urandom(6).hex()}.journal"
+                self._file, self._size = _made_locked(self._path), 0
             try:
                 _write(self._file, frames)
                 os.fsync(self._file)
@@ -132,7 +151,7 @@ class Journal:
 
     def _clear(self, if_holds: int) -> bool:
         with self._writing:
-            if self._file is None or sum(1 for _ in read_frames(self._path)) != if_holds:
+            if self._file is None or self._path is None or sum(1 for _ in read_frames(self._path)) != if_holds:
                 return False
             os.ftruncate(self._file, 0)
             os.fsync(self._file)
@@ -141,19 +160,20 @@ class Journal:
             return True
 
 
-def adopt_orphans(folder: Path) -> Iterator[tuple[Path, list[bytes]]]:
-    """Journals whose process is gone, with what they hold. The caller removes each file once that is safe elsewhere.
+def adopt_orphans(folder: Path) -> Generator[Path]:
+    """Journals whose process is gone. The caller removes each file once what it holds is safe elsewhere.
 
-    While the caller works on one it is locked, so that no other process adopts it too.
+    While the caller works on one it is locked, so that no other process adopts it too; closing the iterator gives it up.
     """
     for path in sorted(folder.glob("*.journal")):
         try:
-            file = os.open(path, os.O_RDWR)
+            file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError:
             continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield path, list(read_frames(path))
+            if _is_named(path, file):  # or else another has adopted and removed it meanwhile
+                yield path
         except BlockingIOError:
             continue
         finally:
@@ -166,9 +186,7 @@ def frame(payload: bytes) -> bytes:
 
 def read_frames(path: Path) -> Iterator[bytes]:
     """The payloads up to the first frame that is not whole."""
-    if not path.exists():
-        return
-    with path.open("rb") as file:
+    with suppress(FileNotFoundError), path.open("rb") as file:
         while len(header := file.read(HEADER.size)) == HEADER.size:
             length, checksum = HEADER.unpack(header)
             if length > MAX_FRAME_BYTES:
@@ -179,28 +197,32 @@ def read_frames(path: Path) -> Iterator[bytes]:
             yield payload
 
 
-def cut_torn_tail(path: Path) -> int:
-    """Cut off what is no whole frame. Returns the size that is left, in bytes."""
-    whole = sum(HEADER.size + len(payload) for payload in read_frames(path))
-    if path.exists() and path.stat().st_size > whole:
-        os.truncate(path, whole)
-    return whole
-
-
-def _open_locked(path: Path) -> int:
+def _made_locked(path: Path) -> int:
+    """A new file that is locked before it has its name: an adopter would take it for an orphan's, find it empty and remove it."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    unnamed = path.with_suffix(".new")
+    file = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        unnamed.rename(path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)  # the name of a new file is durable only then
         finally:
             os.close(folder)
     except OSError:
+        unnamed.unlink(missing_ok=True)
         os.close(file)
         raise
     return file
+
+
+def _is_named(path: Path, file: int) -> bool:
+    """Whether the file that is open is still the one of that name."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file))
+    except FileNotFoundError:
+        return False
 
 
 def _write(file: int, content: bytes) -> None:

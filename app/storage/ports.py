@@ -115,8 +115,11 @@ class Counters(Protocol):
         """Replace what the reaper would write of these calls; one that has ended is left alone."""
         ...
 
-    async def release(self, call_id: str) -> None:
-        """Give back a reservation whose call never reached an upstream: nothing was used, nothing is recorded."""
+    async def release(self, call_id: str, *, is_over: bool = True) -> None:
+        """Give back a reservation whose call never reached an upstream: nothing was used, nothing is recorded.
+
+        An admission of it that is still on its way then reserves nothing any more; with `is_over=False` the call may ask again.
+        """
         ...
 
     async def seed(self, claim: BudgetClaim, spent: NanoUsd) -> None:
@@ -185,8 +188,13 @@ class SharedCounters(Counters, Protocol):
         """Tell again of a call that runs; one that is known is left alone."""
         ...
 
-    async def book(self, settlement: Settlement, budgets: Sequence[str]) -> Settled:
-        """Settle; where no reservation is found, book the cost in the budgets whose counters are named, once."""
+    async def book(
+        self, settlement: Settlement, budgets: Sequence[str] | None, *, unless_known: bool = False
+    ) -> Settled:
+        """Settle; where no reservation is found, book the cost in the budgets whose counters are named (None: not at all), once.
+
+        `unless_known`: do nothing where the call has a reservation, or has had one.
+        """
         ...
 
     async def may_seed(self, claim: BudgetClaim) -> SeedTicket | SeedingTooEarly | EpochLost | None:

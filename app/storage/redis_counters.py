@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from app.domain.budget import BudgetClaim, BudgetState, Need, ReserveMode
 from app.domain.limits import SLOTS, Claim, ClaimState, LimitKind
 from app.domain.money import NanoUsd
+from app.exceptions import DependencyUnavailable
 from app.redis_client import NAMESPACE, Greeting, RedisClient, Script
 from app.storage.ports import (
     Admission,
@@ -111,13 +112,17 @@ class RedisCounters:
                 return BudgetRefused(BudgetState(budgets[answer[1] - 1], NanoUsd(answer[2]), NanoUsd(answer[3])))
             case 4:
                 return EpochLost()
+            case 5:
+                raise DependencyUnavailable("counter store")
             case _:
                 return BudgetsUnseeded(tuple(budgets[i - 1] for i in answer[1:]))
 
     async def settle(self, settlement: Settlement) -> None:
-        await self.book(settlement, ())
+        await self.book(settlement, None)
 
-    async def book(self, settlement: Settlement, budgets: Sequence[str]) -> Settled:
+    async def book(
+        self, settlement: Settlement, budgets: Sequence[str] | None, *, unless_known: bool = False
+    ) -> Settled:
         ended, position, *epoch = await self._redis.run(
             SETTLE,
             [CALL_PREFIX + settlement.call_id, LEASES, LEDGER, EPOCH_KEY],
@@ -126,8 +131,8 @@ class RedisCounters:
                 settlement.cost_nanousd,
                 settlement.tokens,
                 settlement.record,
-                _pack([BUDGET_PREFIX + budget for budget in budgets]) if budgets else b"",
-                "",
+                b"" if budgets is None else _pack([BUDGET_PREFIX + budget for budget in budgets]),
+                "2" if unless_known else "",
             ],
         )
         return Settled(position.decode(), None if ended else epoch[0].decode())
@@ -146,8 +151,11 @@ class RedisCounters:
             told = [part for each in some for part in (each.call_id, each.cost_nanousd, each.record)]
             await self._redis.run(CHECKPOINT, [LEASES], [CALL_PREFIX, *told])
 
-    async def release(self, call_id: str) -> None:
-        await self._redis.run(SETTLE, [CALL_PREFIX + call_id, LEASES, LEDGER, EPOCH_KEY], [call_id, 0, 0, b"", b"", ""])
+    async def release(self, call_id: str, *, is_over: bool = True) -> None:
+        marked = _pack([]) if is_over else b""
+        await self._redis.run(
+            SETTLE, [CALL_PREFIX + call_id, LEASES, LEDGER, EPOCH_KEY], [call_id, 0, 0, b"", marked, ""]
+        )
 
     async def seed(self, claim: BudgetClaim, spent: NanoUsd) -> None:
         await self._redis.run(SEED, [_budget_key(claim)], [spent, _forget_at(claim), ""])

@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Final
 
 import asyncpg
@@ -21,6 +22,7 @@ from app.torture.clients import Clients
 from app.torture.evidence import BudgetCounter, Counters, Evidence, LedgerRow, Rollup
 from app.torture.keeper import ROOT
 from app.torture.plan import LEASE_S
+from app.torture.processes import Gateway
 from app.torture.stage import MODELS, Stage
 
 QUIET_WITHIN_S: Final = 45.0
@@ -53,7 +55,11 @@ async def quiet(stage: Stage) -> bool:
     while time.monotonic() < deadline_s:
         counters, rows = await _counters(stage), await _rows(stage)
         is_open = (
-            counters.open_reservations or counters.leases or counters.undrained_records or stage.upstream.in_flight
+            counters.open_reservations
+            or counters.leases
+            or counters.undrained_records
+            or stage.upstream.in_flight
+            or any(map(_waits_in_journals, stage.gateways))
         )
         if is_open or rows != rows_before:
             quiet_since_s, rows_before = time.monotonic(), rows
@@ -132,6 +138,15 @@ async def _budget(client: redis.asyncio.Redis, name: str) -> BudgetCounter:
     scope, _, holder = name.removeprefix("{ag}:b:").removesuffix(":total").partition(":")
     spent, reserved = await client.hmget(name, ["s", "r"])
     return BudgetCounter(scope, holder, None if spent is None else int(spent), int(reserved or 0))
+
+
+def _waits_in_journals(gateway: Gateway) -> bool:
+    """Whether a journal holds anything: its process has not replayed it yet, or died and nobody has adopted it."""
+    for journal in (gateway.home / "data" / "journal").glob("*.journal"):
+        with suppress(FileNotFoundError):  # it was adopted meanwhile
+            if journal.stat().st_size:
+                return True
+    return False
 
 
 def _texts(members: object) -> list[str]:

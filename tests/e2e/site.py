@@ -6,7 +6,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +55,15 @@ class Site:
                     await asyncio.sleep(0.02)
             answers.append(answer)
         return answers
+
+    @property
+    def journaled_bytes(self) -> int:
+        """What waits in journals for the counter store, or for somebody who adopts it."""
+        size = 0
+        for journal in (Path(self.env["DATA_DIR"]) / "journal").glob("*.journal"):
+            with suppress(FileNotFoundError):  # it was adopted meanwhile
+                size += journal.stat().st_size
+        return size
 
     async def is_back(self) -> None:
         """Until every gateway counts on Redis again."""

@@ -86,7 +86,8 @@ class FakeCounters:
             raise DependencyUnavailable("counter store")
         self.settled.append(settlement)
 
-    async def release(self, call_id: str) -> None:
+    async def release(self, call_id: str, *, is_over: bool = True) -> None:
+        assert is_over
         self.released.append(call_id)
 
     async def renew(self, call_ids: Sequence[str], lease_s: int) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,9 +19,9 @@ from app.redis_client import RedisClient, open_redis
 from app.services.fallback import FallbackCounters
 from app.services.recovery import RecoveringCounters
 from app.services.running import RunningCalls
-from app.storage.journal import RESERVE_BYTES, Journal
+from app.storage.journal import RESERVE_BYTES, Journal, adopt_orphans
 from app.storage.local_counters import LocalCounters
-from app.storage.ports import Admitted, LimitRefused
+from app.storage.ports import Admitted, Checkpoint, LimitRefused, Settled, Settlement
 from app.storage.redis_counters import RedisCounters, RedisUsageSink
 from tests.storage.conform_counters import money, recorded, requests, reservation, settlement, slots
 
@@ -38,12 +38,20 @@ class EmptyLedger:
 
 
 def fallback(
-    client: RedisClient, folder: Path, *, is_local: bool = True, journal: Journal | None = None
+    client: RedisClient,
+    folder: Path,
+    *,
+    is_local: bool = True,
+    journal: Journal | None = None,
+    store: RedisCounters | None = None,
 ) -> FallbackCounters:
     clock = SystemClock()
     return FallbackCounters(
         RecoveringCounters(
-            RedisCounters(client, quarantine_ms=0), sink=RedisUsageSink(client), ledger=EmptyLedger(), clock=clock
+            store or RedisCounters(client, quarantine_ms=0),
+            sink=RedisUsageSink(client),
+            ledger=EmptyLedger(),
+            clock=clock,
         ),
         local=LocalCounters(lambda: int(clock.monotonic() * 1000)),
         journal=journal or Journal(folder),
@@ -259,6 +267,177 @@ async def test_a_call_whose_process_died_without_the_store_is_lost_and_billed_on
     assert sorted(records) == ["done:ended", "lost:cut off"]
     assert state is not None
     assert (state.spent_nanousd, state.reserved_nanousd) == (37, 0)
+
+
+class InterruptedJournal(Journal):
+    """Something happens at the moment in which it is about to be read for the replay, once."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.meanwhile: Callable[[], Awaitable[None]] | None = None
+        self.was_interrupted = False
+
+    async def batches(self, size: int) -> AsyncIterator[list[bytes]]:
+        if self.meanwhile is not None:
+            meanwhile, self.meanwhile = self.meanwhile, None
+            await meanwhile()
+            self.was_interrupted = True
+        async for batch in super().batches(size):
+            yield batch
+
+
+class HeldCounters(RedisCounters):
+    """Something happens when a doubtful call is given back, once; settlements wait until they are let go."""
+
+    def __init__(self, client: RedisClient) -> None:
+        super().__init__(client, quarantine_ms=0)
+        self.meanwhile: Callable[[], None] | None = None
+        self.was_interrupted = False
+        self.may_book = asyncio.Event()
+
+    async def release(self, call_id: str, *, is_over: bool = True) -> None:
+        if self.meanwhile is not None:
+            meanwhile, self.meanwhile, self.was_interrupted = self.meanwhile, None, True
+            meanwhile()
+            await asyncio.sleep(0)  # what that began is under way
+        await super().release(call_id, is_over=is_over)
+
+    async def book(
+        self, settlement: Settlement, budgets: Sequence[str] | None, *, unless_known: bool = False
+    ) -> Settled:
+        await self.may_book.wait()
+        return await super().book(settlement, budgets, unless_known=unless_known)
+
+
+async def records_after_adoption(redis_url: str, folder: Path) -> list[str]:
+    """What is recorded once another process has looked after the journals of those that are gone."""
+    client = open_redis(redis_url, timeout_ms=5_000)
+    async with client.pumping():
+        await fallback(client, folder / "heir").adopt(folder)
+        return await recorded(RedisUsageSink(client))
+
+
+async def test_a_call_that_began_while_the_journal_was_replayed_is_not_forgotten_with_it(
+    redis_url: str, valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    """T128: the store falls silent again in the middle of catching up, and the process dies right after that."""
+    client, journal = open_redis(redis_url, timeout_ms=100), InterruptedJournal(tmp_path)
+    counters = fallback(client, tmp_path, journal=journal)
+
+    async def silent_again() -> None:
+        valkey.pause()
+        try:
+            assert isinstance(await counters.admit(reservation("late")), Admitted)
+        finally:
+            valkey.resume()
+
+    async with client.pumping():
+        await counters.watch()
+        await counters.admit(reservation("early"))
+        valkey.pause()
+        try:
+            await counters.settle(settlement("early"))
+        finally:
+            valkey.resume()
+        journal.meanwhile = silent_again
+        async with asyncio.timeout(10):
+            while not journal.was_interrupted:
+                await counters.watch()
+    journal.close()
+
+    assert "lost:late" in await records_after_adoption(redis_url, tmp_path)
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True], ids=["under way", "its caller cancelled"])
+async def test_the_journal_stands_until_the_settlement_of_every_call_in_it_is_taken(
+    redis_url: str, valkey: ValkeyServer, tmp_path: Path, *, is_cancelled: bool
+) -> None:
+    """T128: a call that began without the store ends at the moment of its return; nobody has told the store of it."""
+    client = open_redis(redis_url, timeout_ms=100)
+    store = HeldCounters(client)
+    counters = fallback(client, tmp_path, store=store)
+    settling: list[asyncio.Task[None]] = []
+    async with client.pumping():
+        await counters.watch()
+        valkey.pause()
+        try:
+            await counters.admit(reservation("ends", slots(1)))
+            assert isinstance(await counters.admit(reservation("refused", slots(1))), LimitRefused)
+        finally:
+            valkey.resume()
+        store.meanwhile = lambda: settling.append(asyncio.create_task(counters.settle(settlement("ends"))))
+        async with asyncio.timeout(10):
+            while not store.was_interrupted:
+                await counters.watch()
+        if is_cancelled:
+            settling[0].cancel()
+        await counters.watch()
+        assert sizes(tmp_path) != [0], "the only trace of the call that is sure to be there"
+
+        store.may_book.set()
+        await asyncio.gather(*settling, return_exceptions=True)
+        async with asyncio.timeout(10):
+            while sizes(tmp_path) != [0]:
+                await counters.watch()
+        assert "done:ends" in await recorded(RedisUsageSink(client))
+
+
+async def test_who_adopts_a_journal_leaves_a_call_to_what_the_store_knows_of_it(redis_url: str, tmp_path: Path) -> None:
+    """T127: its last checkpoint says more than that it was lost."""
+    soft = money(0, hard=None, lost=7)
+    absent, client = open_redis("redis://127.0.0.1:1/0", timeout_ms=200), open_redis(redis_url, timeout_ms=5_000)
+    journal = Journal(tmp_path)
+    dying = fallback(absent, tmp_path, journal=journal)
+    async with absent.pumping():
+        held = reservation("stream", soft)
+        admitted = await dying.admit(held)
+        assert isinstance(admitted, Admitted)
+    journal.close()
+    async with client.pumping():
+        store = RedisCounters(client)
+        await store.seed(soft, NanoUsd(0))
+        await store.reassert(held, admitted)
+        await store.checkpoint([Checkpoint("stream", NanoUsd(20), b"interrupted:stream")])
+
+        await fallback(client, tmp_path / "heir").adopt(tmp_path)
+        store.now_ms = int(time.time() * 1000) + 3_600_000
+        await store.expire_leases(10)
+
+        assert await recorded(RedisUsageSink(client)) == ["interrupted:stream"]
+        (state,) = await store.budget_states([soft])
+    assert state is not None
+    assert (state.spent_nanousd, state.reserved_nanousd) == (20, 0)
+
+
+async def test_an_adoption_that_failed_leaves_the_journal_to_the_next(nowhere: RedisClient, tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    dying = fallback(nowhere, tmp_path, journal=journal)
+    await dying.admit(reservation("lost"))
+    journal.close()
+    with pytest.raises(CounterStoreAway) as failure:
+        await fallback(nowhere, tmp_path / "heir").adopt(tmp_path)
+    assert len(list(adopt_orphans(tmp_path))) == 1, f"locked for as long as {failure} is remembered"
+
+
+async def test_a_running_call_that_is_refused_more_while_the_store_is_away_keeps_what_it_has(
+    redis_url: str, valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    """It asks for a fallback's limits, say. What it was admitted with is not given back when the store returns."""
+    client = open_redis(redis_url, timeout_ms=100)
+    counters = fallback(client, tmp_path)
+    async with client.pumping():
+        await counters.watch()
+        assert isinstance(await counters.admit(reservation("runs", requests(5))), Admitted)
+        valkey.pause()
+        try:
+            assert isinstance(await counters.admit(reservation("runs", requests(0))), LimitRefused)
+        finally:
+            valkey.resume()
+        async with asyncio.timeout(10):
+            while counters.is_away:
+                await counters.watch()
+        await counters.watch()
+        assert await counters.renew(["runs"], 60) == []
 
 
 async def test_a_running_call_is_ended_by_its_id_and_only_that_one() -> None:

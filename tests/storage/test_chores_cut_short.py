@@ -86,7 +86,7 @@ async def test_the_drainer(redis: RedisClient, engine: AsyncEngine, log: UsageLo
 
 async def test_the_replay_of_a_journal(redis: RedisClient, engine: AsyncEngine, log: UsageLog, tmp_path: Path) -> None:
     """T133."""
-    journal = Journal(tmp_path, name="of-a-process-that-is-gone.journal")
+    journal = Journal(tmp_path)
     gone = fallback(redis, tmp_path, journal=journal)
     gone._note_away()
     records = [a_record(cost_nanousd=1_500) for _ in range(1000)]

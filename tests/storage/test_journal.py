@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import tempfile
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.storage.journal import HEADER, Journal, JournalFull, adopt_orphans, cut_torn_tail, frame, read_frames
+from app.storage.journal import HEADER, Journal, JournalFull, adopt_orphans, frame, read_frames
 
 PAYLOADS = st.lists(st.binary(max_size=200), max_size=12)
 
@@ -34,7 +35,6 @@ def test_wherever_a_write_is_torn_the_whole_frames_before_it_stand(payloads: lis
         whole = sum(end <= kept for end in ends)
 
         assert list(read_frames(path)) == payloads[:whole]
-        assert cut_torn_tail(path) == (ends[whole - 1] if whole else 0) == path.stat().st_size
 
 
 @given(PAYLOADS.filter(bool), st.data())
@@ -119,12 +119,74 @@ async def test_an_append_whose_caller_is_cancelled_harms_nobody_elses(tmp_path: 
 
 
 async def test_the_journal_of_a_process_that_is_gone_is_adopted_and_that_of_a_living_one_is_not(tmp_path: Path) -> None:
-    living, gone = Journal(tmp_path, name="living.journal"), Journal(tmp_path, name="gone.journal")
+    living, gone = Journal(tmp_path), Journal(tmp_path)
     await living.append(b"mine")
     await gone.append(b"left behind")
     gone.close()
 
-    adopted = {path.name: payloads for path, payloads in adopt_orphans(tmp_path)}
-
-    assert adopted == {"gone.journal": [b"left behind"]}
+    assert [list(read_frames(path)) for path in adopt_orphans(tmp_path)] == [[b"left behind"]]
     living.close()
+
+
+async def test_a_journal_that_somebody_removed_is_begun_anew(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    await journal.append(b"gone")
+    for path in journal_files(tmp_path):
+        path.unlink()
+    assert await held(journal) == []
+    await journal.append(b"kept")
+    assert await held(journal) == [b"kept"]
+    journal.close()
+
+
+async def test_a_new_journal_is_never_seen_without_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks for orphans at the moment in which a file is made and not locked yet would remove it under its owner's hands."""
+    seen: list[Path] = []
+
+    def look_then_lock(file: int, how: int) -> None:
+        if not seen:  # the owner is about to lock what he made
+            seen.append(tmp_path)
+            seen.extend(adopt_orphans(tmp_path))
+        lock(file, how)
+
+    lock = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", look_then_lock)
+    journal = Journal(tmp_path)
+    await journal.append(b"mine")
+    assert seen == [tmp_path]
+    assert await held(journal) == [b"mine"]
+    journal.close()
+
+
+async def test_a_journal_that_another_has_adopted_and_removed_meanwhile_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = Journal(tmp_path)
+    await gone.append(b"left behind")
+    gone.close()
+
+    def removed_then_lock(file: int, how: int) -> None:
+        for path in tmp_path.glob("*.journal"):
+            path.unlink()
+        lock(file, how)
+
+    lock = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", removed_then_lock)
+    assert list(adopt_orphans(tmp_path)) == []
+
+
+async def test_the_frame_of_a_caller_who_was_cancelled_in_the_line_is_written_and_holds_nothing_up(
+    tmp_path: Path,
+) -> None:
+    journal = Journal(tmp_path)
+    first, second = asyncio.create_task(journal.append(b"first")), asyncio.create_task(journal.append(b"second"))
+    await asyncio.sleep(0)
+    second.cancel()  # the first is being written: the second stands in line
+    await asyncio.gather(first, second, return_exceptions=True)
+    async with asyncio.timeout(5):
+        while await held(journal) != [b"first", b"second"]:
+            await asyncio.sleep(0)
+        while not await journal.clear(if_holds=2):
+            await asyncio.sleep(0)
+    assert journal.is_empty
+    journal.close()

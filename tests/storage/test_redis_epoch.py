@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.domain.money import NanoUsd
+from app.exceptions import DependencyUnavailable
 from app.redis_client import RedisClient, open_redis
 from app.storage.ports import (
     Admitted,
@@ -16,7 +17,7 @@ from app.storage.ports import (
     SeedTicket,
 )
 from app.storage.redis_counters import RedisCounters, RedisUsageSink
-from tests.storage.conform_counters import USD, money, requests, reservation, settlement, slots
+from tests.storage.conform_counters import USD, money, recorded, requests, reservation, settlement, slots
 
 BUDGET = money(0).counter
 
@@ -152,11 +153,58 @@ async def test_a_repeat_whose_first_try_ended_the_reservation_books_nothing(
     assert await booked(counters) == (30, 0)
 
 
+async def test_an_admission_that_arrives_after_its_call_was_settled_by_name_reserves_nothing(
+    counters: RedisCounters, redis: RedisClient
+) -> None:
+    """It lay in the buffers of a server that stood still; expired, it would be charged a second time."""
+    await counters.seed(money(0), NanoUsd(0))
+    await counters.book(settlement("c", cost=30), [BUDGET])
+    await counters.book(settlement("free of budgets"), [])
+
+    for call_id in ("c", "free of budgets"):
+        with pytest.raises(DependencyUnavailable):
+            await counters.admit(reservation(call_id, money(400), slots(1)))
+
+    assert await booked(counters) == (30, 0)
+    assert isinstance(await counters.admit(reservation("another", slots(1))), Admitted)
+
+
+async def test_an_admission_that_arrives_after_its_call_was_given_back_reserves_nothing_unless_it_may_ask_again(
+    counters: RedisCounters, redis: RedisClient
+) -> None:
+    await counters.epoch()
+    await counters.release("over")
+    await counters.release("in a queue", is_over=False)
+
+    with pytest.raises(DependencyUnavailable):
+        await counters.admit(reservation("over", slots(1)))
+    assert isinstance(await counters.admit(reservation("in a queue", slots(1))), Admitted)
+
+
+async def test_the_refusal_of_a_call_that_was_given_back_before_is_recorded_all_the_same(
+    counters: RedisCounters, redis: RedisClient
+) -> None:
+    await counters.release("c")
+    assert await RedisUsageSink(redis).append("c", b"refused")
+    assert await recorded(RedisUsageSink(redis)) == ["refused"]
+
+
+async def test_a_call_that_is_lost_is_left_to_what_is_known_of_it(counters: RedisCounters, redis: RedisClient) -> None:
+    await counters.seed(money(0), NanoUsd(0))
+    await admitted(counters, reservation("runs", money(400)))
+    await counters.book(settlement("ended", cost=30), [BUDGET])
+
+    for call_id in ("runs", "ended", "unknown"):
+        await counters.book(settlement(call_id, cost=7), [BUDGET], unless_known=True)
+
+    assert await booked(counters) == (37, 400)
+
+
 async def test_a_settlement_that_finds_no_reservation_names_the_epoch(
     counters: RedisCounters, redis: RedisClient
 ) -> None:
     epoch = await counters.epoch()
-    settled = await counters.book(settlement("unknown", cost=30), ())
+    settled = await counters.book(settlement("unknown", cost=30), None)
     assert settled.unknown_in == epoch.token
 
 

@@ -13,7 +13,8 @@
 -- 4. Write all claims, the reservation and its lease. Nothing can come between: scripts are atomic.
 --
 -- Returns {0, now, granted tokens, (remaining, reset_ms, claimed) per limit, (spent, reserved, claimed) per budget}, as before this claim
---      or {1, index, remaining, retry_after_ms} · {2, index, spent, reserved} · {3, index …} for budgets that are not seeded · {4} without an epoch.
+--      or {1, index, remaining, retry_after_ms} · {2, index, spent, reserved} · {3, index …} for budgets that are not seeded · {4} without an epoch
+--      · {5} when the call is over (see settle.lua): this command came late, and nobody waits for its answer.
 
 if redis.call('EXISTS', KEYS[#KEYS]) == 0 then return {4} end  -- this server has lost its memory
 
@@ -31,7 +32,8 @@ end
 
 -- A call that holds something already (nobody heard the first answer, or it needs something else now) gives that back first, and has it
 -- again where it is refused. Nobody can come in between.
-local earlier = redis.call('HMGET', call_key, 'c', 'a')
+local earlier = redis.call('HMGET', call_key, 'c', 'a', 'x')
+if earlier[3] then return {5} end
 local function hold(sign)
   local had = cmsgpack.unpack(earlier[1])
   for _, claim in ipairs(had[1]) do

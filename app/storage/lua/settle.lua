@@ -2,13 +2,15 @@
 --
 -- KEYS  1 the call's reservation · 2 the leases · 3 the ledger stream · 4 the epoch
 -- ARGV  1 call id · 2 cost in nanodollars · 3 tokens used · 4 the record ("" = none: the call never reached an upstream)
---       5 the budgets' counters (msgpack) to book the cost in should there be no reservation; "" = none
+--       5 the budgets' counters (msgpack) to book the cost in should there be no reservation, perhaps none; the call is then marked (`x`).
+--         "" = neither
 --       6 "1" when the record is a refusal: the call was perhaps admitted, for nobody heard the answer, but never reached an upstream
+--         "2" when it says only that the call is lost: of a call that is known here, running or lost already, more is known than that
 --
 -- The counters' names come from the reservation itself; they lie in the same slot as the keys above. A window that has passed owes
 -- nothing. A reservation whose lease ran out left a tombstone (`t`): what was booked for it then is corrected by the difference.
--- A server that lost its memory, or was away when the call was admitted, knows no reservation: the caller then names the budgets, and
--- the call is marked (`x`) so that a repeat books nothing.
+-- A server that lost its memory, or was away when the call was admitted, knows no reservation: the caller then names the budgets. The
+-- mark is there so that a repeat books nothing, and so that an admission that was sent before and arrives after it reserves nothing.
 --
 -- Returns {1, position} when a reservation was ended here, {2, position} when a tombstone was corrected or the cost booked by name,
 -- {0, position, epoch} when nothing was found (the record is appended all the same: the ledger ignores one that it has). The position is
@@ -18,7 +20,7 @@ local MARK_MS = 3600000
 local held = redis.call('HMGET', KEYS[1], 'c', 'a', 't', 'x')
 local cost, tokens, record = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local was_sent = record ~= '' and ARGV[6] ~= '1'
-if held[4] then return {2, ''} end
+if held[4] and ARGV[6] ~= '1' or ARGV[6] == '2' and (held[1] or held[3]) then return {2, ''} end
 
 local position = ''
 if record ~= '' then position = redis.call('XADD', KEYS[3], '*', 'r', record) end
