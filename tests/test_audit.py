@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.database import transaction
 from app.domain.access import Actor, Role
+from app.domain.identity import PaymentStatus
 from app.domain.masking import MASK, mask_secrets
 from app.domain.record import CallContent
 from app.models.tables import audit_log
@@ -55,6 +56,28 @@ async def viewer(gateway: Gateway) -> AsyncIterator[Client]:
     _, token = await gateway.management.admins.create(OWNER, AdminSpec("vera", Role.VIEWER))
     async with open_client(open_app(gateway), token) as client:
         yield client
+
+
+async def test_rows_written_alike_are_hashed_as_rows_written_one_by_one(gateway: Gateway) -> None:
+    """T032: also where ids hold what JSON escapes, and a row of its own stands before and behind."""
+    oids = ["plain", 'quote"back\\slash', "~!*'();:@&=+$,/?#[]"]
+    for oid in oids:
+        spec = UserSpec(oid, payment_valid_until=date(2020, 1, 1), payment_status=PaymentStatus.TRIAL)
+        await gateway.management.users.create(OWNER, spec)
+    await gateway.management.users.create(OWNER, UserSpec("active", payment_valid_until=date(2020, 1, 1)))
+
+    await gateway.management.users.sync_all_expiries(OWNER, date(2020, 1, 2))
+    await gateway.management.users.create(OWNER, UserSpec("later"))
+
+    verdict = await gateway.audit.verify()
+    assert (verdict.verified, verdict.is_valid) == (9, True)
+    expired = (await gateway.audit.page(AuditQuery(action="user.expire"))).items
+    assert {row.object_id for row in expired} == {*oids, "active"}
+    assert {row.object_id: row.before for row in expired}["plain"] == {"payment_status": "trial"}
+    assert {row.object_id: row.before for row in expired}["active"] == {"payment_status": "active"}
+    assert {(row.actor, row.role, row.address, str(row.after)) for row in expired} == {
+        ("owner", "owner", None, "{'payment_status': 'expired'}")
+    }
 
 
 # ── A trail that stays (T033) ─────────────────────────────────────────────────────────────────────────────────────────

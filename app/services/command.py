@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -46,14 +46,12 @@ class Command:
             AuditEntry(self.now, self.actor, action, kind, object_id, snapshot(before), snapshot(after))
         )
 
-    async def audit_all(self, action: str, changes: Mapping[str, tuple[object, object]]) -> None:
-        """An audit row for each of many objects that one command changes: before and after by the object's id."""
+    async def audit_alike(self, action: str, object_ids: Sequence[str], *, before: object, after: object) -> None:
+        """An audit row for each of many objects to which one command does the same."""
         kind = action.partition(".")[0]
-        entries = [
-            AuditEntry(self.now, self.actor, action, kind, object_id, snapshot(before), snapshot(after))
-            for object_id, (before, after) in changes.items()
-        ]
-        await self.tx.append_audit(*entries)
+        entry = AuditEntry(self.now, self.actor, action, kind, "", snapshot(before), snapshot(after))
+        if object_ids:
+            await self.tx.append_audit_alike(entry, object_ids)
 
     async def announce_all(self, kind: str, refs: Sequence[str]) -> None:
         """Announce many objects by one message: whoever hears of it asks what has changed."""

@@ -573,8 +573,11 @@ class SqlTransaction(SqlUsers, SqlKeys, SqlApps, SqlAdmins, SqlModels, SqlEndpoi
         raised = await self.connection.execute(_raise_many, {"kind": kind, "refs": list(refs), "count": len(refs)})
         return cast(int, raised.scalar_one())
 
-    async def append_audit(self, *entries: AuditEntry) -> None:
-        await sql_audit.append(self.connection, *entries)
+    async def append_audit(self, entry: AuditEntry) -> None:
+        await sql_audit.append(self.connection, entry)
+
+    async def append_audit_alike(self, entry: AuditEntry, object_ids: Sequence[str]) -> None:
+        await sql_audit.append_alike(self.connection, entry, object_ids)
 
     async def belongs_to(self) -> bytes | None:
         return await sql_secret_key.belongs_to(self.connection)
