@@ -94,6 +94,12 @@ class TokenNeed(msgspec.Struct, frozen=True):
         return min(self.prompt + self.most, max(least, wanted)), least
 
 
+def full_windows(amount: int, limit: int) -> tuple[int, int]:
+    """How many windows an amount fills that is larger than the limit, and what is left for the one after them."""
+    windows, rest = divmod(max(1, amount) - 1, max(1, limit))
+    return windows, rest + 1
+
+
 SHARES = 10
 """Into how many parts the last of a limit or budget is shared among calls that do not say how much they will use."""
 

@@ -86,7 +86,7 @@ class Admission:
         self._estimation = estimation
         self._expectations = expectations
         self._turnstiles = Turnstiles()
-        self._queues = OverflowQueues(clock=clock, turnstiles=self._turnstiles)
+        self._queues = OverflowQueues(clock=clock, turnstiles=self._turnstiles, room_in_ms=counters.room_in_ms)
         self.running = RunningCalls()
         self.checkpoints = Checkpoints(counters=counters, clock=clock)
         self._unsettled: deque[Settlement] = deque()
@@ -160,24 +160,22 @@ class Admission:
     # ── The way in ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _admit(self, model: Model, meter: Meter, catalog: Catalog) -> Model:
-        refused = await self._tried(model, meter)
-        overflow = meter.identity.key.overflow if meter.identity.key else Overflow()
-        if isinstance(refused, LimitRefused):
-            match overflow.mode:
-                case OverflowMode.QUEUE if meter.identity.key:
-                    refused = await self._queues.admitted_later(
-                        meter.identity.key.id,
-                        refused,
-                        max_wait_s=overflow.max_wait_s,
-                        try_again=lambda: self._tried(model, meter),
-                    )
-                case OverflowMode.FALLBACK if overflow.fallback_model:
-                    other = _fallback(meter, model, overflow.fallback_model, catalog)
-                    if other is not None:
-                        meter.estimate = await self._estimation.of(meter.call, other)
-                        refused, model = await self._tried(other, meter), other
-                case _:
-                    pass
+        key = meter.identity.key
+        overflow = key.overflow if key else Overflow()
+        if key and overflow.mode is OverflowMode.QUEUE:
+            refused = await self._queues.admitted(
+                key.id,
+                _limiters(meter, model),
+                max_wait_s=overflow.max_wait_s,
+                ask=lambda: self._tried(model, meter),
+            )
+        else:
+            refused = await self._tried(model, meter)
+        if refused is not None and overflow.mode is OverflowMode.FALLBACK and overflow.fallback_model:
+            other = _fallback(meter, model, overflow.fallback_model, catalog)
+            if other is not None:
+                meter.estimate = await self._estimation.of(meter.call, other)
+                refused, model = await self._tried(other, meter), other
         if refused is not None:
             raise _limit_error(refused)
         return model
@@ -324,6 +322,17 @@ class _Held:
     def put_back(self, meter: Meter) -> None:
         meter.model, meter.estimate, meter.granted_tokens = self.model, self.estimate, self.granted_tokens
         meter.capped_max_tokens, meter.grow = self.capped_max_tokens, self.grow
+
+
+def _limiters(meter: Meter, model: Model) -> list[tuple[Scope, str]]:
+    """Everybody whose limits the call meets."""
+    identity = meter.identity
+    limiters = [(Scope.USER, identity.user.oid), (Scope.MODEL, model.name)]
+    if identity.key:
+        limiters.insert(0, (Scope.KEY, identity.key.id))
+    if identity.app:
+        limiters.append((Scope.APP, identity.app.id))
+    return limiters
 
 
 def _fallback(meter: Meter, model: Model, name: str, catalog: Catalog) -> Model | None:

@@ -200,6 +200,14 @@ class FallbackCounters:
     async def limit_states(self, claims: Sequence[Claim]) -> list[ClaimState]:
         return await self._recovering.limit_states(claims)
 
+    async def room_in_ms(self, claim: Claim, amount: int) -> int:
+        if self._back.is_set():
+            try:
+                return await self._recovering.room_in_ms(claim, amount)
+            except CounterStoreAway:
+                self._note_away()
+        return self._local.room_in_ms(claim, amount, replicas=self._recovering.processes)
+
     # ── Away, and back ────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def watch(self) -> None:

@@ -211,6 +211,9 @@ class RecoveringCounters:
     async def limit_states(self, claims: Sequence[Claim]) -> list[ClaimState]:
         return await self._shared.limit_states(claims)
 
+    async def room_in_ms(self, claim: Claim, amount: int) -> int:
+        return await self._shared.room_in_ms(claim, amount)
+
     # ── Looking, and telling again ────────────────────────────────────────────────────────────────────────────────────
 
     async def look(self) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from app.domain.budget import BudgetState
-from app.domain.limits import SLOTS, Claim, ClaimState, LimitKind
+from app.domain.limits import SLOTS, Claim, ClaimState, LimitKind, full_windows
 from app.domain.money import NanoUsd
 from app.storage.ports import Admitted, LimitRefused, Reservation
 
@@ -56,7 +56,7 @@ class LocalCounters:
         now_ms = self._now_ms()
         taken: list[Claim] = []
         for claim in reservation.claims:
-            share = max(1, claim.limit.limit // max(1, replicas)) if claim.limit.limit else 0
+            share = _share(claim, replicas)
             least = claim.amount if claim.least is None else claim.least
             total = self._total(claim, now_ms)
             if total + least > share:
@@ -88,6 +88,12 @@ class LocalCounters:
                 window.add(slot, (0 if tokens is None else used or 0) - claim.amount)
         return True
 
+    def room_in_ms(self, claim: Claim, amount: int, *, replicas: int) -> int:
+        share, now_ms = _share(claim, replicas), self._now_ms()
+        windows, rest = full_windows(amount, share)
+        excess = self._total(claim, now_ms) + rest - share
+        return windows * claim.limit.window_s * 1000 + (self._retry_ms(claim, excess, now_ms) if excess > 0 else 0)
+
     def _total(self, claim: Claim, now_ms: int) -> int:
         if claim.limit.kind is LimitKind.CONCURRENCY:
             return self._busy.get(claim.counter, 0)
@@ -112,6 +118,10 @@ class LocalCounters:
         window.add(now_ms // _width_ms(claim), claim.amount)
         if len(self._windows) > MAX_COUNTERS:
             self._windows.popitem(last=False)
+
+
+def _share(claim: Claim, replicas: int) -> int:
+    return max(1, claim.limit.limit // max(1, replicas)) if claim.limit.limit else 0
 
 
 def _width_ms(claim: Claim) -> int:

@@ -140,6 +140,10 @@ class Counters(Protocol):
 
     async def limit_states(self, claims: Sequence[Claim]) -> list[ClaimState]: ...
 
+    async def room_in_ms(self, claim: Claim, amount: int) -> int:
+        """When so much more will fit into the claim's window, if nobody else takes anything of it; 0 is now."""
+        ...
+
 
 # ── What outlives a loss of memory ────────────────────────────────────────────────────────────────────────────────────
 

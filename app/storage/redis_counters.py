@@ -15,7 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from app.domain.budget import BudgetClaim, BudgetState, Need, ReserveMode
-from app.domain.limits import SLOTS, Claim, ClaimState, LimitKind
+from app.domain.limits import SLOTS, Claim, ClaimState, LimitKind, full_windows
 from app.domain.money import NanoUsd
 from app.exceptions import DependencyUnavailable
 from app.redis_client import NAMESPACE, Greeting, RedisClient, Script
@@ -218,13 +218,24 @@ class RedisCounters:
         return list(await asyncio.gather(*(self._limit_state(claim) for claim in claims)))
 
     async def _limit_state(self, claim: Claim) -> ClaimState:
-        key, window_ms = _limit_key(claim), claim.limit.window_s * 1000
         if claim.limit.kind is LimitKind.CONCURRENCY:
             async with self._redis.bounded() as redis:
-                taken = await redis.zcount(key, self._now() or "-inf", "+inf")
+                taken = await redis.zcount(_limit_key(claim), self._now() or "-inf", "+inf")
             return ClaimState(claim, max(0, claim.limit.limit - int(taken)), 0)
-        total, reset_ms = await self._redis.run(WINDOW, [key], [self._now(), window_ms, slot_width_ms(window_ms)])
+        total, reset_ms, _ = await self._window(claim, claim.limit.limit)
         return ClaimState(claim, max(0, claim.limit.limit - total), reset_ms)
+
+    async def room_in_ms(self, claim: Claim, amount: int) -> int:
+        windows, rest = full_windows(amount, claim.limit.limit)
+        _, _, room_ms = await self._window(claim, claim.limit.limit - rest)
+        return windows * claim.limit.window_s * 1000 + room_ms
+
+    async def _window(self, claim: Claim, down_to: int) -> tuple[int, int, int]:
+        """What it holds; in how many ms it holds nothing, and in how many no more than `down_to`."""
+        window_ms = claim.limit.window_s * 1000
+        arguments = [self._now(), window_ms, slot_width_ms(window_ms), down_to]
+        total, reset_ms, room_ms = await self._redis.run(WINDOW, [_limit_key(claim)], arguments)
+        return total, reset_ms, room_ms
 
     def _epoch_arguments(self) -> list[str | int]:
         return [os.urandom(8).hex(), self._process_id, LIVING_MS, BUDGET_PREFIX + "*", CALL_PREFIX]

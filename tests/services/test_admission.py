@@ -90,6 +90,9 @@ class FakeCounters:
         assert is_over
         self.released.append(call_id)
 
+    async def room_in_ms(self, claim: Claim, amount: int) -> int:
+        return 0
+
     async def renew(self, call_ids: Sequence[str], lease_s: int) -> list[str]:
         self.renewed.append(list(call_ids))
         return []

@@ -457,6 +457,25 @@ class CountersConformance:
             await sink.append("call of new", b"new")
         assert [record.packed for record in waiting.result()] == [b"new"]
 
+    async def test_a_window_says_when_so_much_more_will_fit(self, counters: Counters, at: At) -> None:
+        """As the admissions then find it, for more than one window holds too."""
+        two_in_a_minute = requests(2)
+        at(NOW_MS)
+        assert await counters.room_in_ms(two_in_a_minute, 2) == 0
+        assert is_admitted(await counters.admit(reservation("a", two_in_a_minute)))
+        at(NOW_MS + 20_000)
+        assert is_admitted(await counters.admit(reservation("b", two_in_a_minute)))
+
+        first, second, third, fourth = [await counters.room_in_ms(two_in_a_minute, n) for n in (1, 2, 3, 4)]
+
+        at(NOW_MS + 20_000 + first - 1)
+        assert not is_admitted(await counters.admit(reservation("c", two_in_a_minute)))
+        at(NOW_MS + 20_000 + first)
+        assert is_admitted(await counters.admit(reservation("c", two_in_a_minute)))
+        at(NOW_MS + 20_000 + second)
+        assert is_admitted(await counters.admit(reservation("d", two_in_a_minute)))
+        assert (third, fourth) == (first + 60_000, second + 60_000)
+
     async def test_several_windows_of_one_holder_hold_at_once(self, counters: Counters, at: At) -> None:
         minute, hour = requests(2), requests(3, 3600)
         outcomes = []

@@ -94,3 +94,20 @@ def test_an_elastic_claim_takes_what_is_left_but_no_less_than_it_needs() -> None
     answers = [counters.admit(reservation(f"c{i}", claim), replicas=1) for i in range(5)]
     taken = [answer.limits[0].claim.amount for answer in answers if isinstance(answer, Admitted)]
     assert taken == [300, 300, 300, 100]
+
+
+def test_a_window_says_when_so_much_more_of_the_share_will_fit() -> None:
+    time = Time()
+    counters = LocalCounters(time)
+    four = requests(4)
+    assert counters.room_in_ms(four, 2, replicas=2) == 0
+    for call in ("a", "b"):
+        assert isinstance(counters.admit(reservation(call, four), replicas=2), Admitted)
+
+    fits_ms, later_ms = counters.room_in_ms(four, 1, replicas=2), counters.room_in_ms(four, 3, replicas=2)
+
+    assert later_ms == fits_ms + 60_000, "only two of them fit into one window"
+    time.now_ms += fits_ms - 1
+    assert isinstance(counters.admit(reservation("c", four), replicas=2), LimitRefused)
+    time.now_ms += 1
+    assert isinstance(counters.admit(reservation("c", four), replicas=2), Admitted)
