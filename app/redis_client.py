@@ -24,6 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import hiredis
+import msgspec
 from redis.asyncio import Redis, Sentinel
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.retry import Retry
@@ -63,8 +64,7 @@ class Script:
         return cls(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
-@dataclass(slots=True)
-class _Queued:
+class _Queued(msgspec.Struct):
     script: Script
     keys: Sequence[str]
     arguments: Sequence[Argument]

@@ -7,6 +7,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 from app.domain.budget import Budget, PeriodKind
 from app.domain.call import Call, Estimate, Meter
 from app.domain.catalog import Endpoint, Model, ProviderKind
@@ -72,7 +74,7 @@ def a_call(**changes: Any) -> Call:
         body=b'{"model":"gpt-4"}',
         fields={},
     )
-    return replace(made, **changes)
+    return msgspec.structs.replace(made, **changes)
 
 
 def a_meter(
@@ -86,7 +88,7 @@ def a_meter(
         created_at=at,
         started_s=STARTED_S,
     )
-    return replace(meter, **changes)
+    return msgspec.structs.replace(meter, **changes)
 
 
 def an_estimate(prompt_tokens: int = 100, completion_tokens: int = 100) -> Estimate:

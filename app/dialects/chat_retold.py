@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 from msgspec import Raw
@@ -35,7 +35,7 @@ class ChatRetold:
     @property
     def call(self) -> Call:
         raw = {name: Raw(encode(value)) for name, value in self.fields.items()}
-        return replace(self.origin, fields=raw, wants_usage=True)
+        return msgspec.structs.replace(self.origin, fields=raw, wants_usage=True)
 
     @staticmethod
     def upstream_body(call: Call, *, upstream_model: str, max_tokens: int | None) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
@@ -19,8 +18,7 @@ from app.domain.pricing import Cost, Price, Usage
 from app.domain.trace import TraceContext
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """A request as its dialect read it. `fields` are the body's top-level members, each value still raw JSON."""
 
     dialect: str
@@ -34,15 +32,19 @@ class Call:
     """Bytes of everything the model reads; the first estimate of its prompt."""
     images: int
     """Pieces that are not text, as prices count them; `media` says what they are."""
-    body: bytes = field(repr=False)
-    fields: Mapping[str, msgspec.Raw] = field(repr=False)
+    body: bytes
+    fields: Mapping[str, msgspec.Raw]
     media: Media = NO_MEDIA
     inputs: int = 1
     """Separate prompts in one request (texts to embed, say): each may fill the model's window by itself."""
-    form: tuple[bytes, bytes] | None = field(default=None, repr=False)
+    form: tuple[bytes, bytes] | None = None
     """Boundary and body of a request that is a form with files; `body` then says in JSON what stood in it."""
     headers: tuple[tuple[str, str], ...] = ()
     """Of the caller's headers those that its protocol's upstream is told, see `Dialect.passes_headers`."""
+
+    def __repr__(self) -> str:
+        """Without the words of the caller's."""
+        return f"Call(dialect={self.dialect!r}, model={self.model!r}, prompt_bytes={self.prompt_bytes})"
 
 
 class EstimateKind(StrEnum):
@@ -83,8 +85,7 @@ class Outcome(StrEnum):
     LOST = "lost"
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptBill:
+class AttemptBill(msgspec.Struct, frozen=True):
     """What one failed attempt costs."""
 
     usage: Usage
@@ -93,8 +94,7 @@ class AttemptBill:
     cost: Cost
 
 
-@dataclass(slots=True)
-class Attempt:
+class Attempt(msgspec.Struct):
     """One try at one endpoint, as the record keeps it. Times are milliseconds since the call began."""
 
     endpoint_id: str
@@ -118,8 +118,7 @@ class Candidate(msgspec.Struct, frozen=True):
     verdict: str
 
 
-@dataclass(slots=True)
-class Meter:
+class Meter(msgspec.Struct):
     """What became of one call; filled in as it passes, read once when the record is written."""
 
     request_id: str
@@ -134,8 +133,8 @@ class Meter:
     estimate: Estimate | None = None
     endpoint: Endpoint | None = None
     """The endpoint that answers, once one does."""
-    attempts: list[Attempt] = field(default_factory=list)
-    candidates: list[Candidate] = field(default_factory=list)
+    attempts: list[Attempt] = []
+    candidates: list[Candidate] = []
     limits: tuple[ClaimState, ...] = ()
     budgets: tuple[BudgetState, ...] = ()
     granted_tokens: int | None = None
@@ -154,7 +153,7 @@ class Meter:
     delivered_tokens: int = 0
     """Output tokens seen passing, about; the basis of a bill when the provider's own figures never came."""
     finish_reason: str | None = None
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[str] = []
     """For the record: what was not as it should be."""
     first_token_ms: int | None = None
     outcome: Outcome | None = None

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from app.dialects.base import Dialect, StreamReader
 from app.domain.call import Call, Meter
 from app.domain.catalog import Endpoint
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """An answer that has begun.
 
     Unary: `body` is all of it and `chunks` is None. Stream: `body` is what is to be sent at once and `chunks` yields the rest as it
@@ -28,15 +29,19 @@ class Answer:
     content_type: str
     body: bytes
     chunks: AsyncIterator[bytes] | None = None
-    headers: tuple[tuple[bytes, bytes], ...] = field(default=())
+    headers: tuple[tuple[bytes, bytes], ...] = ()
     """Of the upstream's headers those that a caller may see."""
-    reader: StreamReader | None = field(default=None, repr=False)
+    reader: StreamReader | None = None
     """Of a stream: what has judged its events so far. Where the meter says what was granted, `chunks` yields one event at a time
     once the grant is near, so that whoever reads them can end the stream after any of them."""
 
     @property
     def is_stream(self) -> bool:
         return self.chunks is not None
+
+    def __repr__(self) -> str:
+        """Without the words of the model's."""
+        return f"Answer({self.content_type}, is_stream={self.is_stream})"
 
 
 class Provider(Protocol):

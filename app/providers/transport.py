@@ -26,7 +26,7 @@ import ssl
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -59,6 +59,7 @@ USER_AGENT = "antigravity-llm-gateway"
 _HOST = re.compile(r"[A-Za-z0-9._~:%-]+")
 _PATH_SAFE = "/%:@!$&'()*+,;=~-._"
 
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 NO_HOSTS: Mapping[str, ssl.SSLContext] = MappingProxyType({})
 
 AddressInfo = tuple[int, int, int, str, tuple[Any, ...]]
@@ -80,15 +81,18 @@ class Deadlines(msgspec.Struct, frozen=True):
     total_at_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(msgspec.Struct, frozen=True):
     """A request. Its headers are all that is sent besides what HTTP itself needs; nothing of a caller's request is added."""
 
     method: str
     url: str
     deadlines: Deadlines
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    body: bytes = field(default=b"", repr=False)
+    headers: Mapping[str, str] = NO_HEADERS
+    body: bytes = b""
+
+    def __repr__(self) -> str:
+        """Without what is nobody's business: a credential, a prompt."""
+        return f"Outgoing({self.method} {self.url})"
 
 
 class ExchangeFailed(Exception):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import replace
 
 import msgspec
 
@@ -159,7 +158,7 @@ class DataPlane:
             body = with_model(body, model)
         call = dialect.read(body)
         if dialect.passes_headers:
-            call = replace(call, headers=exchange.passed(dialect.passes_headers))
+            call = msgspec.structs.replace(call, headers=exchange.passed(dialect.passes_headers))
         await self._made(exchange, dialect, _meter(exchange, identity, call, started_s))
 
     async def _made(self, exchange: Exchange, dialect: Dialect, meter: Meter) -> None:

@@ -16,7 +16,8 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+
+import msgspec
 
 from app.clock import Clock
 from app.dialects.base import Dialect
@@ -62,8 +63,7 @@ Swap = Callable[[Model, Meter], Awaitable[bool]]
 """Exchange what is reserved for a call for what another model needs. False: that is not to be had, and nothing changed."""
 
 
-@dataclass(slots=True)
-class _Begun:
+class _Begun(msgspec.Struct):
     """An attempt whose answer has begun."""
 
     answer: Answer

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import msgspec
@@ -55,8 +54,7 @@ RESEND_AFTER_S = 2.0
 Item = TypeVar("Item")
 
 
-@dataclass(slots=True)
-class Kept:
+class Kept(msgspec.Struct):
     """A settlement that SQL may not have yet, or the record of a refusal."""
 
     settlement: Settlement
@@ -165,7 +163,7 @@ class RecoveringCounters:
             claim if amount is None else msgspec.structs.replace(claim, amount_nanousd=amount) for claim in claims
         ]
         self._open[call_id] = (
-            replace(reservation, budgets=(*reservation.budgets, *joined)),
+            msgspec.structs.replace(reservation, budgets=(*reservation.budgets, *joined)),
             msgspec.structs.replace(admitted, budgets=(*admitted.budgets, *(_untouched(claim) for claim in joined))),
         )
         await self._shared.join(call_id, joined)

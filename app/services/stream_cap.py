@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from app.dialects.base import Dialect, StreamReader
 from app.domain.call import Meter, Quality

@@ -23,15 +23,14 @@ from app.domain.record import CallContent, CallRecord
 # ── Counters: limits and budgets, exact across all processes ─────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, slots=True)
-class Reservation:
+class Reservation(msgspec.Struct, frozen=True):
     """What one call claims, all or nothing. `record` is the record to write should the process be lost before it settles."""
 
     call_id: str
     claims: tuple[Claim, ...]
     budgets: tuple[BudgetClaim, ...]
     lease_s: int
-    record: bytes = field(repr=False)
+    record: bytes
     need: Need = NO_NEED
     """What the budgets are to pay for."""
 
@@ -75,23 +74,21 @@ class EpochLost:
 Admission = Admitted | LimitRefused | BudgetRefused | BudgetsUnseeded | EpochLost
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(msgspec.Struct, frozen=True):
     """The truth about an admitted call: what it cost, the tokens it used, and its record."""
 
     call_id: str
     cost_nanousd: NanoUsd
     tokens: int
-    record: bytes = field(repr=False)
+    record: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Checkpoint(msgspec.Struct, frozen=True):
     """What to charge and to record of a running call should its process die from now on."""
 
     call_id: str
     cost_nanousd: NanoUsd
-    record: bytes = field(repr=False)
+    record: bytes
 
 
 class Counters(Protocol):
@@ -173,8 +170,7 @@ class SeedingTooEarly:
     retry_after_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(msgspec.Struct, frozen=True):
     """`position` is the record's in the stream. `unknown_in` names the epoch in which no reservation was found, if none was."""
 
     position: str

@@ -276,7 +276,9 @@ async def test_t036_only_allowed_arguments_reach_the_sdk(provider: LiteLLMProvid
     provider._sdk = spy = Spy(provider)
     call = a_call(temperature=0.5, max_tokens=9, service_tier="priority", some_new_field=1, web_search_options={})
     steering = {"api_base": b'"http://127.0.0.1:9"', "mock_response": b'"x"', "num_retries": b"5", "metadata": b"{}"}
-    call = replace(call, fields={**call.fields, **{name: msgspec.Raw(raw) for name, raw in steering.items()}})
+    call = msgspec.structs.replace(
+        call, fields={**call.fields, **{name: msgspec.Raw(raw) for name, raw in steering.items()}}
+    )
     endpoint = endpoint_at(upstream)
 
     async with provider.opened(

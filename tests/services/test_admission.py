@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC
 from typing import cast
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -286,7 +286,7 @@ async def test_money_that_is_spent_is_refused_for_good_and_says_when_the_period_
     house.counters.refusals = [BudgetRefused(BudgetState(claim, NanoUsd(1_000), NanoUsd(0)))]
 
     with pytest.raises(BudgetExceeded) as told:
-        await house.call(replace(meter, is_settled=False))
+        await house.call(msgspec.structs.replace(meter, is_settled=False))
 
     assert (told.value.scope, told.value.period) == ("user", "daily")
     assert told.value.resets_at is not None
