@@ -89,7 +89,7 @@ class RedisClient:
         self._queue: list[_Queued] = []
         self._wakeup = asyncio.Event()
         self._known: dict[str, Script] = {}
-        self._is_closing = False
+        self._is_closing = self._is_over = False
         self.greeting: Greeting | None = None
 
     async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
@@ -97,6 +97,8 @@ class RedisClient:
 
         Raises: CounterStoreAway when no good answer came in time. The script may then have run or not.
         """
+        if self._is_over:  # whoever asks now would wait for ever
+            raise CounterStoreAway
         self._known.setdefault(script.sha, script)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._queue.append(_Queued(script, keys, arguments, answer))
@@ -137,6 +139,11 @@ class RedisClient:
                     self._wakeup.clear()
                 if batch:
                     await self._send(connection, batch)
+        except asyncio.CancelledError:  # a loop that ends at once cancels this before those who wait for it
+            self._is_over = True
+            left, self._queue = self._queue, []
+            _fail(left)
+            raise
         finally:
             await connection.disconnect(nowait=True)
 

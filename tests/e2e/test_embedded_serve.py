@@ -215,6 +215,23 @@ async def test_after_a_kill_the_next_start_has_every_key_and_every_answered_call
     assert await laptop.gateway.wait(timeout_s=15) == 0
 
 
+async def test_an_impatient_second_ctrl_c_ends_everything_too(laptop: Laptop) -> None:
+    """The server then leaves at once, without its way out; what waits for Redis must not wait for ever, nor the two servers stay."""
+    await laptop.start()
+    tree = process_tree(laptop.gateway.pid)
+
+    laptop.gateway.signal(signal.SIGINT)
+    async with asyncio.timeout(10):
+        while "Shutting down" not in laptop.gateway.log_text():
+            await asyncio.sleep(0.005)
+    laptop.gateway.signal(signal.SIGINT)
+
+    await laptop.gateway.wait(timeout_s=25)
+    async with asyncio.timeout(5):
+        while alive(tree):
+            await asyncio.sleep(0.01)
+
+
 async def test_a_second_gateway_on_the_same_data_is_refused_with_one_line(started: tuple[Laptop, str]) -> None:
     laptop, said = started
     key = found(KEY_LINE, said)
