@@ -32,7 +32,15 @@ APP_HEADERS = frozenset({SECRET, APP_ID, USER_OID})
 READ_HEADERS = (
     CREDENTIAL_HEADERS
     | APP_HEADERS
-    | {b"content-length", b"content-type", b"content-encoding", b"x-request-id", b"traceparent", b"idempotency-key"}
+    | {
+        b"content-length",
+        b"content-type",
+        b"content-encoding",
+        b"host",
+        b"x-request-id",
+        b"traceparent",
+        b"idempotency-key",
+    }
 )
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 16 * 1024
@@ -88,6 +96,7 @@ class Exchange:
         "_sent_parts",
         "_spoke",
         "argument",
+        "call_headers",
         "client_request_id",
         "headers",
         "method",
@@ -122,6 +131,8 @@ class Exchange:
         self.write_stall_s = write_stall_s
         self.headers: dict[bytes, bytes] = {}
         self.client_request_id: str | None = None
+        self.call_headers: Headers = []
+        """What a call that ends in an error has to say of itself all the same: what is left of its limits, how often it was tried."""
 
     @property
     def receive(self) -> Receive:
@@ -149,6 +160,8 @@ class Exchange:
                         raise AmbiguousCredentials
                     raise InvalidRequest(f"The header '{name.decode('latin-1')}' was sent more than once.")
                 found[name] = value
+        if b"host" not in found and self._scope.get("http_version") == "1.1":
+            raise InvalidRequest("The header 'host' is missing.")
         own_id = found.get(b"x-request-id")
         if own_id is not None:
             text = own_id.decode("latin-1")
@@ -294,6 +307,9 @@ class Exchange:
         """Answer with an error, unless an answer has begun already: then the connection ends as it stands."""
         if not self.started:
             headers = [(b"content-type", b"application/json"), *error_headers(error)]
+            if self.call_headers:
+                told = {name for name, _ in headers}
+                headers += [pair for pair in self.call_headers if pair[0] not in told]
             await self.send(error.status, headers, error_body(error, self.request_id))
 
     def _require_form(self) -> None:
@@ -343,6 +359,8 @@ def error_headers(error: GatewayError) -> Headers:
     if isinstance(error, RateLimited):
         reset_ms = math.ceil(error.reset_s * 1000)
         headers += rate_limit_headers(error.kind, limit=error.limit, remaining=error.remaining, reset_ms=reset_ms)
+    if error.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))  # HTTP asks for it
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", error.allowed.encode()))
     return headers

@@ -62,19 +62,25 @@ class GatewayMiddleware:
         if self._departure.is_leaving:
             send = _closing(send)
         scope.setdefault("state", {})["request_id"] = request_id
-        path: str = scope["path"]
-        if path.startswith("/v1/"):
-            path = path[3:]
-        route, argument = self._routes.get(path), ""
-        if route is None:
-            for candidate in self._prefixes:
-                if path.startswith(candidate.prefix) and len(path) > len(candidate.prefix):
-                    route, argument = candidate, path[len(candidate.prefix) :]
+        route, argument = self._found(scope["path"])
         if route is None:
             await self._app(scope, receive, _with_request_id(send, request_id))
         else:
             exchange = Exchange(scope, receive, send, request_id, argument, write_stall_s=self._write_stall_s)
             await self._answer(route, exchange)
+
+    def _found(self, path: str) -> tuple[Route | None, str]:
+        """The route of a path, with and without its `/v1`, and the argument where the path ends in one."""
+        if path.startswith("/v1/"):
+            path = path[3:]
+        route = self._routes.get(path)
+        if route is not None:
+            return route, ""
+        argument = ""
+        for candidate in self._prefixes:
+            if path.startswith(candidate.prefix) and len(path) > len(candidate.prefix):
+                route, argument = candidate, path[len(candidate.prefix) :]
+        return route or self._routes.get(_tidied(path)), argument
 
     async def _answer(self, route: Route, exchange: Exchange) -> None:
         """Run a handler. Errors it lets through are answered here, unless its answer had begun."""
@@ -93,6 +99,14 @@ class GatewayMiddleware:
             internal = InternalError()
             error_answered(internal)
             await exchange.send_error(internal, route.error_body)
+
+
+def _tidied(path: str) -> str:
+    """A path as it was meant: clients join a base address and a path with a slash too many, or with the base's `/v1` twice."""
+    parts = [part for part in path.split("/") if part]
+    while parts[:1] == ["v1"]:
+        parts.pop(0)
+    return "/" + "/".join(parts)
 
 
 def _closing(send: Send) -> Send:

@@ -22,6 +22,8 @@ def call_headers(meter: Meter) -> Headers:
         headers.append((b"x-gateway-model", _latin(meter.model.name)))
     if meter.endpoint is not None:
         headers.append((b"x-gateway-endpoint", meter.endpoint.id.encode()))
+    elif meter.attempts:  # none has answered: the last that was asked
+        headers.append((b"x-gateway-endpoint", meter.attempts[-1].endpoint_id.encode()))
     headers.append((b"x-gateway-attempts", b"%d" % len(meter.attempts)))
     if meter.capped_max_tokens is not None:
         headers.append((b"x-gateway-max-tokens", b"%d" % meter.capped_max_tokens))

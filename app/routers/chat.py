@@ -26,11 +26,12 @@ from app.domain.catalog import Model
 from app.domain.identity import Identity
 from app.domain.ids import time_of, unix_ms_of
 from app.domain.record import CallRecord
-from app.exceptions import DependencyUnavailable, InvalidRequest, ModelNotFound, NotFound, Overloaded
+from app.exceptions import DependencyUnavailable, GatewayError, InvalidRequest, ModelNotFound, NotFound, Overloaded
 from app.middleware.exchange import Exchange
 from app.middleware.gateway import Route
 from app.models.me_schemas import MeView
 from app.models.usage_schemas import ExplainedCallView
+from app.routers.call_headers import call_headers
 from app.routers.streaming import CallResponse
 from app.services.call_repeats import MAX_ANSWER_BYTES, KeptAnswer
 from app.telemetry import begins_trace
@@ -77,7 +78,7 @@ class DataPlane:
         return (
             Route({"POST": self.deployment}, errors, prefix="/openai/deployments/"),
             Route({"GET": self.model, "HEAD": self.model}, errors, prefix="/models/"),
-            Route({"GET": self.usage}, errors, prefix="/usage/"),
+            Route({"GET": self.usage, "HEAD": self.usage}, errors, prefix="/usage/"),
         )
 
     def _calling(self, dialect: Dialect) -> Route:
@@ -164,10 +165,14 @@ class DataPlane:
     async def _made(self, exchange: Exchange, dialect: Dialect, meter: Meter) -> None:
         response = CallResponse(self._container.chat, dialect, self._container.catalog.current, meter)
         key = exchange.headers.get(b"idempotency-key")
-        if key is None:
-            await response.send(exchange)
-        else:
-            await self._made_once(exchange, response, meter, key.decode("latin-1"))
+        try:
+            if key is None:
+                await response.send(exchange)
+            else:
+                await self._made_once(exchange, response, meter, key.decode("latin-1"))
+        except GatewayError:
+            exchange.call_headers = call_headers(meter)
+            raise
 
     async def _made_once(self, exchange: Exchange, response: CallResponse, meter: Meter, key: str) -> None:
         """Make a call that its caller may send again, or give the answer that it had."""

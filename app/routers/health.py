@@ -12,6 +12,7 @@ from app.models.schemas_health import EndpointCounts, HealthView, LiveView
 router = APIRouter(tags=["Health"])
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health", response_model=HealthView, responses={503: {"model": HealthView, "description": "It is down."}})
 async def health(request: Request) -> Response:
     """How the gateway and its parts are. 503 when it is down."""
@@ -27,12 +28,14 @@ async def health(request: Request) -> Response:
     return JSONResponse(view.model_dump(), status_code=503 if report.status == "down" else 200)
 
 
+@router.head("/health/live", include_in_schema=False)
 @router.get("/health/live", response_model=LiveView)
 async def live() -> LiveView:
     """The process answers."""
     return LiveView(status="ok")
 
 
+@router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready", response_model=LiveView, responses={503: {"model": LiveView, "description": "Not now."}})
 async def ready(request: Request) -> Response:
     """This replica can serve: its configuration is loaded and it is not shutting down. 503 otherwise."""

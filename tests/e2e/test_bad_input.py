@@ -12,6 +12,7 @@ import pytest
 from tests.e2e.house import HELLO, House, error_of, unique
 from tests.kit import raw_http
 from tests.kit.raw_http import RawResponse
+from tests.kit.scenario import Scenario
 
 CHAT = "/v1/chat/completions"
 JSON_TYPE = ("Content-Type", "application/json")
@@ -169,6 +170,7 @@ async def test_every_bad_credential_gets_the_same_answer(house: House, name: str
     error = error_of(answer)
     assert (answer.status, error["code"]) == (401, "invalid_api_key")
     assert error["message"] == "The credential is missing, unknown, expired or revoked."
+    assert answer.header("www-authenticate") == "Bearer"
     assert answer.header("x-should-retry") == "false"
 
 
@@ -255,9 +257,57 @@ async def test_wrong_methods_and_paths_answer_in_the_same_shape(house: House) ->
         error_of(nowhere)
 
 
-async def test_head_of_the_root_answers_200(house: House) -> None:
-    answer = await raw_http.call(house.gateway.port, "HEAD", "/")
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/", "/health", "/health/live", "/health/ready"])
+async def test_head_answers_200_where_clients_and_load_balancers_probe(house: House, path: str) -> None:
+    answer = await raw_http.call(house.gateway.port, "HEAD", path)
     assert (answer.status, answer.body) == (200, b"")
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions/", "//v1/chat/completions", "/v1//chat/completions", "/v1/v1/chat/completions"]
+)
+async def test_a_slash_too_many_or_the_prefix_twice_is_forgiven(house: House, path: str) -> None:
+    key, model = await house.key(), await house.model()
+    assert (await house.chat(key, model, path=path)).status == 200
+    assert (await raw_http.call(house.gateway.port, "POST", path, json_body={})).status == 401
+
+
+async def test_a_request_names_its_host_once(house: House) -> None:
+    """T151: two readers could otherwise take it for requests to different places."""
+    key = await house.key()
+    lines = f"GET /v1/models HTTP/1.1\r\nAuthorization: Bearer {key}\r\nConnection: close\r\n"
+    for hosts, status in (("", 400), ("Host: a\r\nHost: b\r\n", 400), ("Host: a\r\n", 200)):
+        async with raw_http.RawConnection(house.gateway.port) as connection:
+            await connection.send(f"{lines}{hosts}\r\n".encode())
+            answer = await connection.response()
+        assert answer.status == status
+        if status == 400:
+            assert error_of(answer)["code"] == "invalid_request"
+
+
+async def test_a_call_that_fails_says_as_much_of_itself_in_its_headers_as_one_that_succeeds(house: House) -> None:
+    limits = [
+        {"kind": "requests", "limit": 2, "window_seconds": 60},
+        {"kind": "tokens", "limit": 10**6, "window_seconds": 60},
+    ]
+    key = await house.key(limits=limits, budgets=[{"period": "total", "hard_limit_usd": "1"}])
+    model = await house.model(Scenario(status=500))
+
+    failed = await house.chat(key, model)
+    unknown = await house.chat(key, unique("absent"))
+    await house.chat(key, model)
+    limited = await house.chat(key, model)
+
+    assert failed.status == 502
+    assert (failed.header("x-gateway-attempts"), failed.header("x-gateway-model")) == ("1", model)
+    assert failed.header("x-gateway-endpoint")
+    assert failed.header("x-ratelimit-remaining-requests") == "1"
+    assert failed.header("x-ratelimit-limit-tokens") == "1000000"
+    assert failed.header("x-gateway-budget-remaining-usd")
+    assert failed.header("x-litellm-call-id") == failed.header("x-request-id")
+    assert (unknown.status, unknown.header("x-gateway-attempts")) == (404, "0")
+    assert (limited.status, limited.all("x-ratelimit-remaining-requests")) == (429, ["0"])
+    assert limited.header("x-gateway-attempts") == "0"
 
 
 async def test_nothing_of_all_this_reaches_an_upstream_or_the_ledger(house: House) -> None:
