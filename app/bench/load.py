@@ -30,6 +30,8 @@ class Job(msgspec.Struct, frozen=True):
     duration_s: float
     rate: float = 0.0
     """Calls per second; 0: closed loop."""
+    spread_s: float = 0.0
+    """Over how long the first calls of a closed loop begin, evenly."""
 
 
 @dataclass(slots=True)
@@ -121,8 +123,10 @@ class Play:
         began_s = perf_counter()
         self._ends_s = began_s + job.duration_s
         if self._is_closed_loop:
-            for caller in self._idle[:]:
-                self._call(caller, perf_counter())
+            callers, self._idle = self._idle, []
+            self._under_way = len(callers)
+            for number, caller in enumerate(callers):
+                self._loop.call_later(job.spread_s * number / len(callers), self._begin, caller)
         else:
             await self._at_rate(began_s)
         try:
@@ -159,6 +163,9 @@ class Play:
         else:
             self._idle.append(caller)
             self._look_whether_done()
+
+    def _begin(self, caller: Caller) -> None:
+        caller.call(perf_counter())
 
     def _call(self, caller: Caller, due_s: float) -> None:
         self._under_way += 1

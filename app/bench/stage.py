@@ -73,6 +73,7 @@ class Target:
             connections=scenario.connections,
             duration_s=max(seconds, scenario.least_s),
             rate=scenario.rate,
+            spread_s=scenario.spread_s,
         )
 
 
