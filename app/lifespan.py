@@ -25,7 +25,7 @@ from app.services.maintenance import Chore, supervise
 from app.storage.migrate import migrate
 from app.storage.retention import Retention, keep_partitions
 from app.storage.sql_partitions import NotTheOwner
-from app.telemetry import logger
+from app.telemetry import flush_log, logger
 from app.vitals import EVERY_S as VITALS_EVERY_S
 from app.vitals import follow_vitals, take_vitals
 from app.watchdog import Watchdog
@@ -64,6 +64,7 @@ async def running(process: Process, departure: Departure) -> AsyncIterator[None]
     """From the first connection to the last: bring up, chores, drain. Every background task belongs to this group."""
     container = process.container
     async with AsyncExitStack() as closing:
+        closing.callback(flush_log)
         closing.callback(process.stores.journal.close)
         closing.push_async_callback(process.stores.engine.dispose)
         closing.push_async_callback(process.upstreams.transport.close)

@@ -16,7 +16,6 @@ import re
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TextIO
 
 import msgspec
 import structlog
@@ -26,6 +25,7 @@ from app.domain.call import Meter
 from app.domain.trace import RANDOM_BYTES, TraceContext, trace_of
 from app.exceptions import GatewayError, LimitReached
 from app.instruments import OTHER, Registry
+from app.log_lines import LogLines
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger("gateway")
 
@@ -232,11 +232,13 @@ class CallLine(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 _encoder = msgspec.json.Encoder()
+_lines: LogLines | None = None
+"""Where the log goes; None until it was configured."""
 
 
 def log_call(meter: Meter) -> None:
     """Write the line of a finished call."""
-    if not logging.getLogger("gateway").isEnabledFor(logging.INFO):
+    if _lines is None or not logging.getLogger("gateway").isEnabledFor(logging.INFO):
         return
     identity, usage = meter.identity, meter.usage
     line = CallLine(
@@ -266,11 +268,7 @@ def log_call(meter: Meter) -> None:
         attempts=len(meter.attempts),
     )
     # JSON escapes control characters, so whatever a caller puts into a name cannot forge a second line.
-    try:
-        sys.stderr.buffer.write(_encoder.encode(line) + b"\n")
-        sys.stderr.buffer.flush()
-    except (OSError, ValueError):  # a full disk, a closed pipe: the call matters more, and its record is elsewhere
-        DROPPED_LOG_LINES.add()
+    _lines.write(_encoder.encode(line) + b"\n")
 
 
 def configure_logging(level: str) -> None:
@@ -294,7 +292,11 @@ def configure_logging(level: str) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    handler = _CountingHandler(sys.stderr)
+    global _lines  # noqa: PLW0603 - set once, when a process begins
+    if _lines is None:
+        file = sys.stderr.fileno() if sys.stderr else os.open(os.devnull, os.O_WRONLY)
+        _lines = LogLines(file, on_dropped=lambda lines: DROPPED_LOG_LINES.add(by=lines))
+    handler = _LineHandler(_lines)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -317,7 +319,23 @@ def configure_logging(level: str) -> None:
     logging.getLogger("uvicorn.access").disabled = True  # our own line per call says more
 
 
-class _CountingHandler(logging.StreamHandler[TextIO]):
+def flush_log() -> None:
+    """Wait briefly until what was logged is written."""
+    if _lines is not None:
+        _lines.flush()
+
+
+class _LineHandler(logging.Handler):
+    def __init__(self, lines: LogLines) -> None:
+        super().__init__()
+        self._lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.write_now(self.format(record).encode(errors="replace") + b"\n")
+        except Exception:  # noqa: BLE001 - as every handler: what cannot be formatted must not fail whoever logs it
+            self.handleError(record)
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name that logging calls
         DROPPED_LOG_LINES.add()
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import select
+import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -163,3 +166,35 @@ async def test_a_log_that_takes_nothing_costs_lines_and_no_calls(house: House) -
     assert float(line.rpartition(" ")[2]) >= 20
     for answer in answers:
         assert (await house.record(request_id_of(answer)))["outcome"] == "ok"
+
+
+class Unread(GatewayProcess):
+    """Its log goes into a pipe that nobody reads."""
+
+    def __init__(self, env: dict[str, str], pipe: Path) -> None:
+        super().__init__(env, name="unread")
+        self.log_path = pipe
+
+    def log_text(self) -> str:
+        return ""
+
+
+async def test_a_log_that_nobody_reads_holds_up_no_call_and_no_end(house: House, tmp_path: Path) -> None:
+    """T103: a pipe takes 64 KiB, the lines of some 150 calls. Whoever wrote into it when it is full would wait for ever."""
+    pipe = tmp_path / "log"
+    os.mkfifo(pipe)
+    unread = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        key, model = await house.key(limits=[]), await house.model()
+        async with Unread(house.env, pipe) as gateway:
+            unheard = replace(house, gateway=gateway)
+            for _ in range(15):
+                answers = await asyncio.gather(*(unheard.chat(key, model) for _ in range(20)))
+                assert {answer.status for answer in answers} == {200}
+            assert not select.select([], [unread], [], 0)[1], "it is full"
+            answers = await asyncio.gather(*(unheard.chat(key, model) for _ in range(20)))
+            assert {answer.status for answer in answers} == {200}
+            gateway.terminate()
+            assert await gateway.wait() in (0, -signal.SIGTERM)
+    finally:
+        os.close(unread)
