@@ -12,7 +12,8 @@ from typed arguments, and are safe to show to a caller: they never hold a creden
     │   ├── PaymentExpired · UserSuspended · UserUnknown · ModelNotAllowed · AppInactive · IpNotAllowed · Forbidden
     │   │   PriceUnknown                                                                            403
     │   ├── ModelNotFound · NotFound                                                                404
-    │   ├── MethodNotAllowed 405 · RequestTimeout 408 · Conflict · VersionConflict · IdempotencyInFlight 409
+    │   ├── MethodNotAllowed 405 · RequestTimeout 408 · Conflict · InUse · IdempotencyInFlight 409
+    │   ├── VersionConflict 412
     │   └── PayloadTooLarge 413 · UnsupportedMediaType 415 · RangesNotServed 416 · Unprocessable 422 · HeadersTooLarge 431
     ├── LimitReached                   a repeat after `retry_after_s` can succeed
     │   ├── RateLimited · BudgetReserved · TooManyFailures                                          429
@@ -263,6 +264,9 @@ class InUse(Conflict):
 
 
 class VersionConflict(Conflict):
+    """`If-Match` was not met: 412, as HTTP says."""
+
+    status = 412
     code = "version_conflict"
 
 

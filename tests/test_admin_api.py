@@ -922,6 +922,20 @@ async def test_a_malformed_admin_token_is_refused_without_a_look_up(
             await _refused(client.get("/users", headers=headers), 401, "invalid_api_key")
 
 
+async def test_a_window_that_is_sent_along_with_a_limit_on_concurrency_means_nothing(api: Client) -> None:
+    await _with_user(api)
+    limit = {"kind": "concurrency", "limit": 2, "window_seconds": 60}
+
+    made = await _ok(api.post("/keys", json={"user_oid": "u", "limits": [limit]}), 201)
+
+    assert made["limits"] == [{**limit, "window_seconds": 0}]
+    await _refused(
+        api.post("/keys", json={"user_oid": "u", "limits": [limit, {**limit, "window_seconds": 1}]}),
+        400,
+        "invalid_request",
+    )
+
+
 async def test_a_flood_of_wrong_admin_tokens_is_told_to_stay_away_and_the_rightful_ones_are_served(
     gateway: Gateway,
 ) -> None:

@@ -69,7 +69,9 @@ async def test_hostile_words_come_back_as_json_that_no_browser_takes_for_a_page_
         json.loads(answer.content)
 
 
-@pytest.mark.parametrize("words", ["\x1b[31mred", "line\nbreak", "nul\x00", "\u2028"])
+@pytest.mark.parametrize(
+    "words", ["\x1b[31mred", "line\nbreak", "nul\x00", "\u2028", "gnp\u202e", "\u2066hidden\u2069"]
+)
 async def test_control_characters_are_refused_before_they_reach_a_log_or_a_terminal_t031(
     api: Client, words: str
 ) -> None:
@@ -78,6 +80,10 @@ async def test_control_characters_are_refused_before_they_reach_a_log_or_a_termi
         ("/users", {"user_oid": "v", "name": words}),
         ("/keys", {"user_oid": "u", "name": words}),
         ("/models", {"name": f"m{words}"}),
+        ("/models", {"name": "m", "aliases": [words]}),
+        ("/models", {"name": "m", "fallbacks": [words]}),
+        ("/models", {"name": "m", "shadow": {"model": words, "percent": 5}}),
+        ("/keys", {"user_oid": "u", "overflow": {"mode": "fallback", "fallback_model": words}}),
         ("/admins", {"name": words, "role": "viewer"}),
         ("/apps", {"app_id": "a", "name": words}),
     ):

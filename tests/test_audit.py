@@ -263,7 +263,13 @@ async def test_nobody_hands_out_more_than_he_has_t021(gateway: Gateway) -> None:
     assert sorted(row["role"] for row in rows) == ["admin", "owner", "viewer"]
 
 
-@pytest.mark.parametrize("name", ["ADMIN_TOKEN", " admin_token ", "nobody", "sso:ada@example.com", "Command  Line"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("ADMIN_TOKEN", " admin_token ", "nobody", "sso:ada@example.com", "Command  Line", "Gateway", "app crm"),
+        *("admin\u200b_token", "\uff21dmin_token", "NOBODY\u2060"),
+    ],
+)
 async def test_nobody_takes_a_name_that_means_somebody_else_in_the_trail(api: Client, name: str) -> None:
     answer = await api.post("/admins", json={"name": name, "role": "viewer"})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -46,9 +47,16 @@ class Actor:
     address: str | None = None
     expires_at: datetime | None = None
     """When his own right ends: he gives nobody a longer one."""
+    admin_id: str | None = None
+    """His row, where he has one: names may be shared."""
 
     def may(self, right: Right) -> bool:
         return right in _RIGHTS[self.role]
+
+    @property
+    def key(self) -> str:
+        """What is kept for him alone is kept under this."""
+        return self.admin_id or self.name
 
 
 BOOTSTRAP = "ADMIN_TOKEN"
@@ -59,11 +67,15 @@ SSO_PREFIX = "sso:"
 """What the names of people from single sign-on begin with in the trail, so that no row of ours can pass for one of them."""
 COMMAND_LINE = "command line"
 FIRST_START = "first start"
+GATEWAY = "gateway"
+APP_PREFIX = "app "
+"""What the names of apps begin with, where they create a user whom they are the first to name."""
 
-RESERVED_NAMES = frozenset({BOOTSTRAP.lower(), NOBODY, COMMAND_LINE, FIRST_START})
+RESERVED_NAMES = frozenset({BOOTSTRAP.lower(), NOBODY, COMMAND_LINE, FIRST_START, GATEWAY, APP_PREFIX.strip()})
 
 
 def is_reserved_name(name: str) -> bool:
     """Whether an administrator of this name would pass for somebody else in the audit trail."""
-    plain = " ".join(name.lower().split())
-    return plain in RESERVED_NAMES or plain.startswith(SSO_PREFIX)
+    seen = "".join(each for each in unicodedata.normalize("NFKC", name) if unicodedata.category(each) != "Cf")
+    plain = " ".join(seen.casefold().split())
+    return plain in RESERVED_NAMES or plain.startswith((SSO_PREFIX, APP_PREFIX))

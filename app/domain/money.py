@@ -6,6 +6,7 @@ Amounts are nanodollars (10⁻⁹ USD), prices are picodollars (10⁻¹² USD) p
 
 from __future__ import annotations
 
+import re
 from decimal import Context, Decimal, Inexact, InvalidOperation
 from typing import NewType
 
@@ -24,6 +25,10 @@ MAX_BUDGET_NANOUSD = NanoUsd(9_000_000 * NANO_PER_USD)
 
 _EXACT = Context(prec=40, traps=[Inexact, InvalidOperation])
 """Holds the largest amount that is read to its last picodollar, and refuses where the default context would round in silence."""
+
+
+_DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+"""Decimal would read spaces, underscores and the digits of every script as well."""
 
 
 def usd_to_nano(usd: str | int | Decimal) -> NanoUsd:
@@ -62,6 +67,8 @@ def pico_to_nano_rounded_up(pico: int) -> NanoUsd:
 def _scaled(value: str | int | Decimal, exponent: int, unit: str) -> int:
     if isinstance(value, float | bool):
         raise ValueError("money is written as a decimal string, never as a float")
+    if isinstance(value, str) and not _DECIMAL.fullmatch(value):
+        raise ValueError(f"{value[:40]!r} is not a decimal number")
     try:
         number = Decimal(value)
     except InvalidOperation:

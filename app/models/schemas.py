@@ -108,11 +108,12 @@ class LimitShape(_Shape):
     kind: LimitKind = Field(examples=["requests"])
     limit: Annotated[StrictInt, Field(ge=0, le=10**15)] = Field(examples=[60])
     window_seconds: Annotated[StrictInt, Field(ge=0)] = Field(
-        0, description="Length of the sliding window; 0 or absent for concurrency.", examples=[60]
+        0, description="Length of the sliding window; absent for concurrency, which has none.", examples=[60]
     )
 
     def domain(self) -> Limit:
-        return Limit(self.kind, self.limit, self.window_seconds)
+        """Concurrency is counted at once: a window that is sent along, because every limit has the field, means nothing."""
+        return Limit(self.kind, self.limit, 0 if self.kind is LimitKind.CONCURRENCY else self.window_seconds)
 
     @classmethod
     def of(cls, limit: Limit) -> LimitShape:

@@ -273,7 +273,7 @@ async def _once(
 
     url = request.url
     asked = b"\n".join((url.path.encode(), url.query.encode(), await request.body()))
-    answer = await services.repeats.once(actor.name, keys[0], asked, work)
+    answer = await services.repeats.once(actor.key, keys[0], asked, work)
     if not answer.is_repeat:
         return answered[0]
     headers = {"idempotency-replayed": "true"}

@@ -78,7 +78,8 @@ _ADMIN_REFUSALS = {
     "401": "`invalid_api_key`: missing, unknown, expired and revoked tokens answer alike.",
     "403": "`forbidden`: this administrator's role may not do that.",
     "404": "`not_found`.",
-    "409": "`conflict`, `version_conflict`, `in_use`: another change, or what uses the object, stands against it.",
+    "409": "`conflict`, `in_use`: another change, or what uses the object, stands against it.",
+    "412": "`version_conflict`: somebody has changed it since the version that `If-Match` names.",
     "503": "`dependency_unavailable`: the database is away. With `Retry-After`.",
 }
 

@@ -80,7 +80,7 @@ class AdminAccess:
         row = await self._row_of(digests)
         if row is None or not row.is_active_at(self._clock.now()):
             raise InvalidApiKey
-        actor = Actor(row.spec.name, row.spec.role, address, row.spec.expires_at)
+        actor = Actor(row.spec.name, row.spec.role, address, row.spec.expires_at, row.id)
         return Holder(actor, row.id)
 
     def is_bootstrap(self, token: str) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from typing import TypedDict
 
-from app.domain.access import Actor, Role
+from app.domain.access import APP_PREFIX, Actor, Role
 from app.domain.budget import Budget
 from app.domain.identity import LogContent, PaymentStatus
 from app.domain.limits import Limit
@@ -68,7 +68,7 @@ class UserCommands:
         """A user whom an app is the first to name. One who is there is left alone: of several apps at once the first creates."""
         spec = replace(self.defaults, oid=oid)
         _require_valid(spec)
-        async with self.commands.opened(Actor(f"app {app_id}", Role.BILLING)) as command:
+        async with self.commands.opened(Actor(f"{APP_PREFIX}{app_id}", Role.BILLING)) as command:
             if await command.tx.user(oid) is None:
                 await command.tx.insert_user(spec, command.now)
                 await command.audit("user.create", oid, after=spec)

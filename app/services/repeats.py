@@ -16,11 +16,14 @@ from typing import Final
 
 from app.clock import Clock
 from app.exceptions import Conflict, IdempotencyInFlight, InvalidRequest
-from app.storage.management_ports import RepeatStore, Sealer
+from app.storage.management_ports import Repeatable, RepeatStore, Sealer
 from app.storage.sealing import CannotUnseal
 
 HEADER: Final = "Idempotency-Key"
 KEPT: Final = timedelta(hours=24)
+PATIENCE_S: Final = 3.0
+"""Longer than any command takes that has a future; one whose process died never answers."""
+LOOK_EVERY_S: Final = 0.05
 _KEY: Final = re.compile(r"[!-~]{1,255}")
 
 
@@ -45,8 +48,8 @@ class Repeats:
         """
         if not _KEY.fullmatch(key):
             raise InvalidRequest(f"'{HEADER}' must be 1 to 255 visible ASCII characters.", param=HEADER)
-        now, digest = self.clock.now(), hashlib.sha256(request).digest()
-        known = await self.store.begin(actor, key, digest, now, forgotten_before=now - KEPT)
+        digest = hashlib.sha256(request).digest()
+        known = await self._begun(actor, key, digest)
         if known is not None:
             if known.request_digest != digest:
                 raise InvalidRequest(f"This '{HEADER}' was sent with another request before.", param=HEADER)
@@ -64,6 +67,17 @@ class Repeats:
             sealed = self.sealer.seal(answer.body, endpoint_id=_bound_to(actor, key), host="")
             await self.store.finish(actor, key, answer.status, sealed)
         return answer
+
+    async def _begun(self, actor: str, key: str, digest: bytes) -> Repeatable | None:
+        """Claim the key; None when that succeeds. Whoever repeats a request that is being worked on waits for its answer."""
+        gives_up_s = self.clock.monotonic() + PATIENCE_S
+        while True:
+            now = self.clock.now()
+            known = await self.store.begin(actor, key, digest, now, forgotten_before=now - KEPT)
+            is_in_flight = known is not None and known.status is None and known.request_digest == digest
+            if not is_in_flight or self.clock.monotonic() >= gives_up_s:
+                return known
+            await self.clock.sleep(LOOK_EVERY_S)
 
     async def forget_old(self) -> None:
         await self.store.forget_before(self.clock.now() - KEPT)

@@ -7,12 +7,12 @@ from contextlib import suppress
 from datetime import date, tzinfo
 
 from app.clock import Clock
-from app.domain.access import Actor, Role
+from app.domain.access import GATEWAY, Actor, Role
 from app.domain.identity import payment_day
 from app.exceptions import NotFound
 from app.services.manage_users import UserCommands
 
-ACTOR = Actor("gateway", Role.OWNER)
+ACTOR = Actor(GATEWAY, Role.OWNER)
 STORE_WAIT_S = 1.0
 """How long a refusal waits for the database to know of it."""
 

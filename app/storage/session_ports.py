@@ -37,7 +37,7 @@ class SessionRow:
 
     @property
     def actor(self) -> Actor:
-        return Actor(self.name, self.role, self.address)
+        return Actor(self.name, self.role, self.address, admin_id=self.admin_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,10 @@ _MODEL_ORDERS: dict[str, Order[ModelRow]] = {
 }
 
 
+_UNSTORABLE = frozenset(("\x00", *map(chr, range(0xD800, 0xE000))))
+"""What no text in the database holds (NUL and lone surrogates), so that to ask for it would be an error."""
+
+
 class SqlModels:
     connection: AsyncConnection
 
@@ -64,7 +68,7 @@ class SqlModels:
         return sorted_page_of(rows, query, _MODEL_ORDERS, lambda row: row.spec.name)
 
     async def models_behind(self, names: Iterable[str]) -> dict[str, str]:
-        wanted = set(names)
+        wanted = {name for name in names if _UNSTORABLE.isdisjoint(name)}
         array = literal(list(wanted), ARRAY(Text))
         is_one = or_(models.c.name == any_(array), models.c.aliases.op("&&")(array))
         rows = (await self.connection.execute(select(models.c.name, models.c.aliases).where(is_one))).all()

@@ -78,7 +78,28 @@ def test_a_float_and_a_truth_value_are_no_money(amount: float) -> None:
         usd_to_nano(amount)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("text", ["", "abc", "1,5", "NaN", "sNaN", "Infinity", "-inf", "1e30", "0x10", "1 2"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "abc",
+        "1,5",
+        "NaN",
+        "sNaN",
+        "Infinity",
+        "-inf",
+        "1e30",
+        "0x10",
+        "1 2",
+        "1_0",
+        " 5",
+        "5 ",
+        "\u0661",
+        "\uff11",
+        "+",
+        ".",
+    ],
+)
 def test_what_is_no_amount_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"not a decimal number|not an amount"):
         usd_to_nano(text)
