@@ -40,8 +40,9 @@ UNSENT_MAX = 10_000
 dropped and counted; no money hangs on them, and a process that refuses for want of a disk must not die for want of memory."""
 BATCH = 500
 """Records per transaction: large enough that the transaction's own cost disappears, small enough to be over in ~100 ms."""
-CONTENT_QUEUE_BYTES = 64 * 1024 * 1024
-"""Bodies that wait in this process at most; beyond it they are dropped and counted, for the calls go on."""
+CONTENT_QUEUE_BYTES = 32 * 1024 * 1024
+"""Bodies that wait in this process at most; beyond it they are dropped and counted, for the calls go on. With all else that is kept
+while both stores are away a process grows by less than 50 MB."""
 CONTENT_BATCH = 50
 
 
