@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from app.clock import Clock
 from app.config import Settings
+from app.doorway import Doorway
 from app.exposition import Siblings
 from app.services.admin_access import AdminAccess
 from app.services.admin_sessions import AdminSessions, SessionCookie
@@ -61,5 +62,6 @@ class Container:
     presence: Presence
     keys_by_id: KeysById
     overload: Overload
+    doorway: Doorway
     siblings: Siblings | None = None
     """The other workers of this machine, where there are any: what they have counted."""

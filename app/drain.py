@@ -18,18 +18,17 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import multiprocessing
-import os
 import signal
 import socket
-import stat
 import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 
+from app.doorway import Doorway, listening_sockets
 from app.services.health_check import HealthCheck
 from app.telemetry import logger
 
@@ -46,11 +45,14 @@ BPF_RETURN = 0x06
 class Departure:
     """This process's way out. `is_leaving` and `last_request_ms` are read and written with every request, so they are plain."""
 
-    def __init__(self, *, health: HealthCheck, end_calls: Callable[[], int], delay_s: float, grace_s: float) -> None:
+    def __init__(
+        self, *, health: HealthCheck, end_calls: Callable[[], int], doorway: Doorway, delay_s: float, grace_s: float
+    ) -> None:
         self.is_leaving = False
         self.last_request_ms = 0
         self._health = health
         self._end_calls = end_calls
+        self._doorway = doorway
         self._delay_s, self._grace_s = delay_s, grace_s
         self._asked = asyncio.Event()
         self._go: Callable[[], None] = lambda: None
@@ -80,6 +82,7 @@ class Departure:
         if multiprocessing.parent_process() is None:  # otherwise others take connections from the same socket
             refuse_new_connections()
             await asyncio.sleep(LAST_IN_S)
+        self._doorway.close()
         self._go()
         await asyncio.sleep(self._grace_s)
         ended = self._end_calls()
@@ -101,21 +104,7 @@ def refuse_new_connections() -> None:
     # A program of one instruction, "keep 0 bytes of the packet", in the kernel's struct sock_fprog.
     instruction = ctypes.create_string_buffer(struct.pack("HBBI", BPF_RETURN, 0, 0, 0))
     program = struct.pack("HP", 1, ctypes.addressof(instruction))
-    for listening in _listening_sockets():
+    for listening in listening_sockets():
         with suppress(OSError):
             listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
         listening.close()
-
-
-def _listening_sockets() -> Iterator[socket.socket]:
-    """Of this process, as duplicates: closing them closes nothing."""
-    for name in os.listdir("/proc/self/fd"):
-        with suppress(OSError):
-            if not stat.S_ISSOCK(os.stat(int(name)).st_mode):
-                continue
-            duplicate = socket.socket(fileno=os.dup(int(name)))
-            is_tcp = duplicate.family in (socket.AF_INET, socket.AF_INET6) and duplicate.type == socket.SOCK_STREAM
-            if is_tcp and duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                yield duplicate
-            else:
-                duplicate.close()

@@ -100,6 +100,7 @@ def departure_of(container: Container) -> Departure:
     return Departure(
         health=container.health,
         end_calls=lambda: running.end(list(running), Draining()),
+        doorway=container.doorway,
         delay_s=settings.shutdown_delay_seconds,
         grace_s=settings.shutdown_grace_seconds,
     )
@@ -157,6 +158,7 @@ def chores(process: Process) -> list[Chore]:
         Chore("endpoint-alerts", process.upstreams.events.alert),
         Chore("endpoint-limits", process.calls.limits.hold, every_s=HOLD_EVERY_S),
         Chore("overload", container.overload.watch),
+        Chore("doorway", container.doorway.keep),
         Chore("checks", process.calls.checks.run, after=loaded),
         Chore("shadows", lambda: container.chat.shadows.run(container.chat.opened)),
         Chore(

@@ -19,6 +19,7 @@ from app.clock import Clock, SystemClock
 from app.config import OnRedisDown, Settings, load_settings, require_cluster_settings
 from app.container import Container
 from app.database import is_alive
+from app.doorway import Doorway
 from app.exceptions import SettingsError
 from app.exposition import siblings_of
 from app.lifespan import Process, departure_of, running
@@ -117,6 +118,7 @@ def _container(
             default_limits=default_limits(settings),
         ),
         overload=Overload(clock, chance=random, max_calls=settings.max_running_calls),
+        doorway=Doorway(),
         endpoint_care=_endpoint_care(clock, stores, people, upstreams, calls),
         single_sign_on=single_sign_on_of(settings, people.admin_sessions, clock),
         siblings=siblings_of(registry, settings.data_dir / SHARED_METRICS),
@@ -204,7 +206,8 @@ def create_app(settings: Settings, clock: Clock | None = None) -> GatewayMiddlew
         is_draining=lambda: container.health.is_draining,
         write_stall_s=settings.write_stall_seconds,
         departure=departure,
-        has_proxies=bool(settings.trusted_proxies),
+        overload=container.overload,
+        doorway=container.doorway,
     )
 
 

@@ -173,7 +173,7 @@ def _run_uvicorn(settings: Settings, listening: socket.socket) -> None:
     from uvicorn.config import STARTUP_FAILURE
     from uvicorn.supervisors import Multiprocess
 
-    from app.http_protocol import HttpProtocol
+    from app.middleware.connection import Connection
 
     class Workers(Multiprocess):
         """The supervisor of several processes on one socket, of which it holds a copy itself."""
@@ -193,7 +193,7 @@ def _run_uvicorn(settings: Settings, listening: socket.socket) -> None:
         port=settings.port,
         workers=settings.workers,
         loop="uvloop",
-        http=HttpProtocol,
+        http=Connection,
         lifespan="on",
         log_config=None,
         access_log=False,

@@ -9,29 +9,21 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.domain.ids import RANDOM_BYTES, uuid7
+from app.doorway import STATE as DOORWAY
+from app.doorway import Doorway
 from app.drain import Departure
-from app.exceptions import Draining, GatewayError, InternalError, MethodNotAllowed
+from app.exceptions import Draining, GatewayError, InternalError, MethodNotAllowed, Overloaded
+from app.middleware.early_refusal import IS_REFUSED, EarlyRefusals
+from app.middleware.early_refusal import STATE as EARLY_REFUSALS
 from app.middleware.exchange import Exchange
+from app.middleware.route import Route
+from app.services.overload import Overload
 from app.telemetry import error_answered, logger
-
-Handler = Callable[[Exchange], Awaitable[None]]
-ErrorBody = Callable[[GatewayError, str], bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One path of the data plane: what answers each method, and the shape of its errors."""
-
-    handlers: Mapping[str, Handler]
-    error_body: ErrorBody
-    prefix: str = ""
-    """Set where the rest of the path is an argument (`/models/` for `/models/{id}`)."""
 
 
 class GatewayMiddleware:
@@ -43,20 +35,25 @@ class GatewayMiddleware:
         prefixes: tuple[Route, ...],
         is_draining: Callable[[], bool],
         departure: Departure,
+        overload: Overload,
+        doorway: Doorway,
         write_stall_s: float = 60.0,
-        has_proxies: bool = False,
     ) -> None:
-        """`has_proxies`: somebody in front is trusted to say where a request comes from."""
         self._app = app
         self._routes = routes
         self._prefixes = prefixes
         self._is_draining = is_draining
         self._write_stall_s = write_stall_s
         self._departure = departure
-        self._has_proxies = has_proxies
+        self._overload = overload
+        self._doorway = doorway
+        self._early = EarlyRefusals(overload, routes=routes, prefixes=prefixes, is_leaving=lambda: departure.is_leaving)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
+            if scope["type"] == "lifespan" and "state" in scope:
+                # For connections that know what to do with it.
+                scope["state"] |= {EARLY_REFUSALS: self._early, DOORWAY: self._doorway}
             await self._app(scope, receive, send)
             return
         now_ms = time.time_ns() // 1_000_000
@@ -64,15 +61,14 @@ class GatewayMiddleware:
         self._departure.last_request_ms = now_ms
         if self._departure.is_leaving:
             send = _closing(send)
-        scope.setdefault("state", {})["request_id"] = request_id
-        if not self._has_proxies:
-            _doubt_claimed_address(scope)
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
         route, argument = self._found(scope["path"])
         if route is None:
             await self._app(scope, receive, _with_request_id(send, request_id))
         else:
             exchange = Exchange(scope, receive, send, request_id, argument, write_stall_s=self._write_stall_s)
-            await self._answer(route, exchange)
+            await self._answer(route, exchange, state.get(IS_REFUSED))
 
     def _found(self, path: str) -> tuple[Route | None, str]:
         """The route of a path, with and without its `/v1`, and the argument where the path ends in one."""
@@ -87,14 +83,21 @@ class GatewayMiddleware:
                 route, argument = candidate, path[len(candidate.prefix) :]
         return route or self._routes.get(_tidied(path)), argument
 
-    async def _answer(self, route: Route, exchange: Exchange) -> None:
-        """Run a handler. Errors it lets through are answered here, unless its answer had begun."""
+    async def _answer(self, route: Route, exchange: Exchange, is_refused: bool | None) -> None:
+        """Run a handler. Errors it lets through are answered here, unless its answer had begun.
+
+        `is_refused`: whether there is no room for a call, where that is decided already.
+        """
+        overload = self._overload
+        overload.inside += 1
         try:
             handler = route.handlers.get(exchange.method)
             if handler is None:
                 raise MethodNotAllowed(", ".join(route.handlers))
             if self._is_draining():
                 raise Draining
+            if exchange.method == "POST" and (overload.refuses() if is_refused is None else is_refused):
+                raise Overloaded(retry_after_s=overload.retry_after_s())
             await handler(exchange)
         except GatewayError as error:
             error_answered(error)
@@ -104,6 +107,8 @@ class GatewayMiddleware:
             internal = InternalError()
             error_answered(internal)
             await exchange.send_error(internal, route.error_body)
+        finally:
+            overload.inside -= 1
 
 
 def _tidied(path: str) -> str:
@@ -112,16 +117,6 @@ def _tidied(path: str) -> str:
     while parts[:1] == ["v1"]:
         parts.pop(0)
     return "/" + "/".join(parts)
-
-
-def _doubt_claimed_address(scope: Scope) -> None:
-    """Forget an address that is the client's own word. A bare `uvicorn app.main:app` takes what anybody on its own machine writes into
-    `X-Forwarded-For` for where he is, and the true one is lost by then; a loopback address is what he has anyway."""
-    for name, value in scope["headers"]:
-        if name == b"x-forwarded-for":
-            client = scope.get("client")
-            if client and not client[0].startswith("127.") and client[0] != "::1" and client[0].encode() in value:
-                scope["client"] = None
 
 
 def _closing(send: Send) -> Send:

@@ -26,9 +26,9 @@ from app.domain.catalog import Model
 from app.domain.identity import Identity
 from app.domain.ids import time_of, unix_ms_of
 from app.domain.record import CallRecord
-from app.exceptions import DependencyUnavailable, GatewayError, ModelNotFound, NotFound, Overloaded
+from app.exceptions import DependencyUnavailable, GatewayError, InvalidRequest, ModelNotFound, NotFound
 from app.middleware.exchange import Exchange
-from app.middleware.gateway import Route
+from app.middleware.route import Route
 from app.models.me_schemas import MeView
 from app.models.usage_schemas import ExplainedCallView
 from app.routers.call_headers import call_headers
@@ -150,8 +150,6 @@ class DataPlane:
     async def _call(self, exchange: Exchange, dialect: Dialect, *, model: str | None = None) -> None:
         """One call: who, what, then `services/chat.py`. `model`, where given, stands in the body's place."""
         container = self._container
-        if container.overload.refuses(container.admission.running_calls):
-            raise Overloaded
         started_s = container.clock.monotonic()
         identity = await self._identify(exchange)
         body = await self._body(exchange)
@@ -207,7 +205,7 @@ class DataPlane:
         try:
             age_s = self._container.clock.now().timestamp() - unix_ms_of(request_id) / 1000
         except ValueError:
-            return None  # no id that this gateway ever gave
+            raise InvalidRequest("The request id is not one of this gateway.", param="request_id") from None
         deadline_s = self._container.clock.monotonic() + (RECORD_WAIT_S if 0 <= age_s < 3600 else 0)
         while True:
             record = await self._container.reports.record(request_id)

@@ -1,11 +1,14 @@
 """More work than this process can do: refuse some of it at once rather than all of it late.
 
-1. A process is overloaded when its event loop is late: tasks that are ready wait for their turn. One late turn says little (a machine
-   stalls, a burst arrives); so many in a row say that more comes in than goes out.
-2. From then on a share of new calls is refused, before they are read. The share follows the lateness, and is held where the loop is nearly
-   in time: then a refusal takes milliseconds, and what is let in is answered as fast as ever.
-3. When less comes in, the loop is in time by itself and the share falls to nothing.
-What runs goes on; health and administration are never refused.
+1. A process is overloaded when its event loop is late: whatever arrives waits for its turn before anybody looks at it. One late turn
+   says little (a machine stalls, a burst arrives); nothing but late turns for a second say that more comes in than goes out.
+2. From then on the share of new calls that is refused follows the lateness of this very turn: none while the loop is nearly in time,
+   nearly all once it is late again. So the loop always has something to do and never much: what is let in is answered as fast as ever,
+   and a refusal takes milliseconds.
+3. When less comes in, the loop is in time by itself and nobody is refused; after a second of that it is over.
+
+The loop is judged, not the calls: a thousand that wait for their upstreams are no load, and fifty that carry books are one. What runs
+goes on; health and administration are never refused. `middleware/early_refusal.py` refuses for a twentieth of what serving costs.
 """
 
 from __future__ import annotations
@@ -17,57 +20,88 @@ from app.clock import Clock
 from app.telemetry import logger
 
 TICK_S: Final = 0.05
-LATE_S: Final = 0.2
-"""A turn that comes later than this is late: two of them still leave time to answer a health check."""
-PATIENCE_TICKS: Final = 10
-"""Late turns in a row before anything is refused: two and a half seconds of them."""
-FIRST_SHARE: Final = 0.3
-HOLD_S: Final = 0.03
-"""Once some are refused, the loop is kept about this late: later, and more are refused …"""
-EASE_S: Final = 0.015
-"""… sooner, and fewer are."""
-MORE: Final = 0.05
-FEWER: Final = 0.02
-"""Down more slowly than up, so that it does not swing."""
-MOST: Final = 0.95
-"""Some are always let in, or nobody would notice that it is over."""
+QUICK_TICK_S: Final = 0.005
+"""While some are refused: the share must follow what it causes, and a process that refuses does not idle."""
+LATE_S: Final = 0.05
+"""A turn later than this is late. A call takes some ten turns, so one that finds this waits half a second beside its upstream's time; it
+takes a thousand calls at work at once, or fifty with books."""
+PATIENCE_S: Final = 1.0
+"""So much time of late turns, with none in time between them, before anything is refused."""
+STALL_S: Final = 0.25
+"""No turn counts for more: a machine that slept for a minute was not overloaded for a minute."""
+EASE_S: Final = 0.003
+FULL_S: Final = 0.015
+"""Once some are refused: later than the first, and some are; later than the second, and nearly all are. With three times the load that
+it can carry the loop comes to rest at 11 ms, so that a call still takes its tenth of a second (`routers/streaming.py` begins to watch
+those that take longer, which costs) and a refusal two turns."""
+MOST: Final = 0.98
+CALM_S: Final = 1.0
+"""So long nobody was refused, and it is over."""
+FEW_CALLS: Final = 32
+"""With fewer under way it is not calls that make this process late, and refusing them would not help."""
+RETRY_S: Final = (1.0, 3.0)
+"""When to come back: between these, or all that were refused at once would come back at once."""
 
 
 class Overload:
+    """Asked before every call. `is_refusing` is read with every piece that arrives, so it is plain."""
+
     def __init__(self, clock: Clock, *, chance: Callable[[], float], max_calls: int) -> None:
         self._clock = clock
         self._chance = chance
         self._max_calls = max_calls
-        self._late_ticks = 0
-        self.share = 0.0
-        """Of new calls, how many are refused."""
+        self._due_s = clock.monotonic() + TICK_S
+        self._late_s = 0.0
+        self._late_for_s = 0.0
+        self._calm_for_s = 0.0
+        self._refused_before = 0
+        self.is_refusing = False
         self.refused = 0
+        self.inside = 0
+        """Calls that were let in and are not answered yet; whoever lets them in counts them."""
 
-    def refuses(self, running_calls: int) -> bool:
-        """Whether the next call is to be refused."""
-        if running_calls < self._max_calls and (not self.share or self._chance() >= self.share):
+    def refuses(self) -> bool:
+        """Whether the next call is to be refused. Ask once for each."""
+        inside = self.inside
+        if inside < self._max_calls and (not self.is_refusing or inside < FEW_CALLS or self._chance() >= self.share):
             return False
         self.refused += 1
         return True
 
+    @property
+    def share(self) -> float:
+        """Of new calls, how many are refused: by how late the last turn was, or this one is by now."""
+        late_s = max(self._late_s, self._clock.monotonic() - self._due_s)
+        return min(MOST, max(0.0, (late_s - EASE_S) / (FULL_S - EASE_S))) if self.is_refusing else 0.0
+
+    def retry_after_s(self) -> float:
+        least, most = RETRY_S
+        return least + (most - least) * self._chance()
+
     async def watch(self) -> None:
         """Measure how late this process is, for ever."""
         while True:
-            began_s = self._clock.monotonic()
-            await self._clock.sleep(TICK_S)
-            self.ticked(self._clock.monotonic() - began_s - TICK_S)
+            tick_s = QUICK_TICK_S if self.is_refusing else TICK_S
+            self._due_s = self._clock.monotonic() + tick_s
+            await self._clock.sleep(tick_s)
+            self.ticked(tick_s, self._clock.monotonic() - self._due_s)
 
-    def ticked(self, late_s: float) -> None:
-        """One turn came so late."""
-        if self.share:
-            if late_s > HOLD_S:
-                self.share = min(MOST, self.share + MORE)
-            elif late_s < EASE_S:
-                self.share = max(0.0, round(self.share - FEWER, 6))
-                if not self.share:
-                    logger.warning("overload_over", refused=self.refused)
+    def ticked(self, tick_s: float, late_s: float) -> None:
+        """A turn was due in `tick_s` and came so late."""
+        self._late_s = late_s
+        if self.is_refusing:
+            self._look_whether_over(tick_s + late_s)
             return
-        self._late_ticks = self._late_ticks + 1 if late_s > LATE_S else 0
-        if self._late_ticks >= PATIENCE_TICKS:
-            self.share, self._late_ticks = FIRST_SHARE, 0
-            logger.warning("overloaded", late_ms=round(late_s * 1000))
+        self._late_for_s = self._late_for_s + min(tick_s + late_s, STALL_S) if late_s > LATE_S else 0.0
+        if self._late_for_s >= PATIENCE_S:
+            self.is_refusing, self._late_for_s, self._calm_for_s = True, 0.0, 0.0
+            self.refused = self._refused_before = 0
+            logger.warning("overloaded", late_ms=round(late_s * 1000), inside=self.inside)
+
+    def _look_whether_over(self, passed_s: float) -> None:
+        is_calm = self.refused == self._refused_before and self._late_s < LATE_S
+        self._calm_for_s = self._calm_for_s + passed_s if is_calm else 0.0
+        self._refused_before = self.refused
+        if self._calm_for_s >= CALM_S:
+            self.is_refusing = False
+            logger.warning("overload_over", refused=self.refused)

@@ -1,72 +1,108 @@
-"""Overload: a late process refuses a growing share, one that is in time again refuses nobody. T136."""
+"""Overload: a process that stays late refuses as much as makes it late, one that is in time again refuses nobody. T136."""
 
 from __future__ import annotations
 
 import asyncio
 
-from app.services.overload import FIRST_SHARE, HOLD_S, LATE_S, MOST, PATIENCE_TICKS, Overload
+import pytest
+
+from app.services.overload import CALM_S, EASE_S, FEW_CALLS, FULL_S, LATE_S, MOST, PATIENCE_S, STALL_S, TICK_S, Overload
 from tests.kit.clock import ManualClock
 
 
-def late(overload: Overload, ticks: int, by_s: float = LATE_S + 0.01) -> None:
-    for _ in range(ticks):
-        overload.ticked(by_s)
+def overload(
+    *, chance: float = 0.0, inside: int = FEW_CALLS, max_calls: int = 1000, clock: ManualClock | None = None
+) -> Overload:
+    judged = Overload(clock or ManualClock(), chance=lambda: chance, max_calls=max_calls)
+    judged.inside = inside
+    return judged
+
+
+def late(judged: Overload, for_s: float, by_s: float = LATE_S + 0.01) -> None:
+    passed_s = 0.0
+    while passed_s < for_s:
+        judged.ticked(TICK_S, by_s)
+        passed_s += TICK_S + by_s
+
+
+def refusing(*, chance: float = 0.0, inside: int = FEW_CALLS, clock: ManualClock | None = None) -> Overload:
+    judged = overload(chance=chance, inside=inside, clock=clock)
+    late(judged, PATIENCE_S)
+    assert judged.is_refusing
+    return judged
 
 
 def test_a_stall_of_the_machine_and_a_burst_refuse_nobody() -> None:
-    overload = Overload(ManualClock(), chance=lambda: 0.0, max_calls=10)
-    overload.ticked(30.0)
-    late(overload, PATIENCE_TICKS - 2)
-    overload.ticked(0.0)
-    late(overload, PATIENCE_TICKS - 1)
+    judged = overload()
+    judged.ticked(TICK_S, 30.0)
+    late(judged, PATIENCE_S - STALL_S - 3 * (TICK_S + LATE_S))
+    judged.ticked(TICK_S, 0.0)
+    late(judged, PATIENCE_S - 3 * (TICK_S + LATE_S))
 
-    assert not overload.refuses(0)
-
-
-def test_a_process_that_stays_late_refuses_a_growing_share_but_never_all() -> None:
-    overload = Overload(ManualClock(), chance=lambda: 0.5, max_calls=10)
-    late(overload, PATIENCE_TICKS)
-    assert overload.share == FIRST_SHARE
-    assert not overload.refuses(0)
-
-    late(overload, 5, HOLD_S + 0.001)
-    assert overload.refuses(0), "more than half"
-    late(overload, 100)
-
-    assert overload.share == MOST < 1
+    assert not judged.refuses()
 
 
-def test_the_share_is_held_where_the_loop_is_nearly_in_time() -> None:
-    overload = Overload(ManualClock(), chance=lambda: 0.5, max_calls=10)
-    late(overload, PATIENCE_TICKS + 3)
-    share = overload.share
-
-    late(overload, 100, 0.02)
-
-    assert overload.share == share
+def test_a_process_that_stays_late_refuses_nearly_all_but_never_all() -> None:
+    assert refusing(chance=MOST - 0.001).refuses()
+    assert not refusing(chance=MOST).refuses()
 
 
-def test_once_it_is_in_time_again_nobody_is_refused() -> None:
-    overload = Overload(ManualClock(), chance=lambda: 0.0, max_calls=10)
-    late(overload, PATIENCE_TICKS + 100)
-    late(overload, 50, 0.0)
+@pytest.mark.parametrize(
+    ("late_s", "share"), [(0.0, 0.0), (EASE_S, 0.0), ((EASE_S + FULL_S) / 2, 0.5), (FULL_S, MOST), (9.0, MOST)]
+)
+def test_the_share_that_is_refused_follows_the_lateness(late_s: float, share: float) -> None:
+    judged = refusing()
 
-    assert not overload.refuses(0)
-    assert overload.share == 0
+    judged.ticked(0.005, late_s)
+
+    assert judged.share == pytest.approx(share)
+
+
+async def test_a_turn_that_is_late_by_now_refuses_before_it_is_over() -> None:
+    clock = ManualClock()
+    judged = refusing(clock=clock)
+    judged.ticked(0.005, 0.0)
+    assert judged.share == 0.0
+
+    await clock.advance(TICK_S + FULL_S)
+
+    assert judged.share == MOST
+
+
+def test_with_few_calls_under_way_it_is_not_calls_that_make_it_late() -> None:
+    assert not refusing(inside=FEW_CALLS - 1).refuses()
+
+
+def test_it_is_over_once_the_loop_was_in_time_for_a_second_and_nobody_was_refused() -> None:
+    judged = refusing()
+    for _ in range(100):  # it is in time because it refuses
+        judged.ticked(0.01, EASE_S + 0.001)
+        assert judged.refuses()
+    judged.ticked(0.01, 0.0)
+
+    judged.ticked(CALM_S / 2, 0.0)
+    was_refusing = judged.is_refusing
+    judged.ticked(CALM_S / 2 + 0.001, 0.0)
+
+    assert (was_refusing, judged.is_refusing) == (True, False)
+    assert not judged.refuses()
 
 
 def test_more_calls_than_may_run_at_once_are_refused_however_quick_it_is() -> None:
-    overload = Overload(ManualClock(), chance=lambda: 1.0, max_calls=10)
+    assert not overload(inside=9, max_calls=10).refuses()
+    assert overload(inside=10, max_calls=10).refuses()
 
-    assert not overload.refuses(9)
-    assert overload.refuses(10)
+
+def test_those_refused_at_once_are_not_told_to_come_back_at_once() -> None:
+    assert overload(chance=0.0).retry_after_s() == 1.0
+    assert overload(chance=1.0).retry_after_s() == 3.0
 
 
 async def test_lateness_is_measured_by_its_own_sleep() -> None:
     clock = ManualClock()
-    overload = Overload(clock, chance=lambda: 0.0, max_calls=10)
-    watching = asyncio.create_task(overload.watch())
+    judged = overload(clock=clock)
+    watching = asyncio.create_task(judged.watch())
     await clock.advance(5.0)
     watching.cancel()
 
-    assert not overload.refuses(0)
+    assert not judged.refuses()

@@ -1,0 +1,85 @@
+"""The HTTP server's connection, which takes in those behind it (`app/doorway.py`) and has an ear for overload (`early_refusal.py`).
+
+Without it (`uvicorn app.main:app` by hand, another server) calls are refused by the ordinary way, for several times as much.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from uvicorn._types import HTTPScope
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from uvicorn.server import ServerState
+
+from app.doorway import STATE as DOORWAY
+from app.doorway import Doorway
+from app.drain import LAST_IN_S
+from app.http_protocol import HttpProtocol
+from app.middleware.early_refusal import IS_REFUSED, EarlyRefusals
+from app.middleware.early_refusal import STATE as EARLY_REFUSALS
+
+
+class Connection(HttpProtocol):
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._early: EarlyRefusals | None = app_state.get(EARLY_REFUSALS)
+        self._doorway: Doorway | None = app_state.get(DOORWAY)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if self._doorway is not None and self.server is not None:
+            self._doorway.take_in(self._behind, self.server[1])
+
+    def _behind(self) -> Connection:
+        """For one that was behind this one at the door, with nobody behind it."""
+        connection = Connection(self.config, self.server_state, self.app_state)
+        connection._doorway = None
+        return connection
+
+    def data_received(self, data: bytes) -> None:
+        early = self._early
+        if early is None or not early.is_refusing or not self._awaits_a_request() or not early.is_call(data):
+            super().data_received(data)
+        elif not early.refuses():
+            self._read(data, is_refused=False)
+        elif (refusal := early.of(data, self.server_state.default_headers)) is None:
+            self._read(data, is_refused=True)
+        else:
+            self._disarm()
+            self.transport.write(refusal.answer)
+            if refusal.closes:
+                self.transport.close()
+            self.on_response_complete()
+
+    def shutdown(self) -> None:
+        """Leave. Of one that was just taken in the request may be here and not read: it has a moment, for nobody will ask again."""
+        if cast("HTTPScope | None", self.scope) is None:
+            self.loop.call_later(LAST_IN_S, super().shutdown)
+        else:
+            super().shutdown()
+
+    def _awaits_a_request(self) -> bool:
+        """Whether nothing of a request has come yet that is not answered, and what was answered was taken by the client."""
+        if self.transport.is_closing() or self.flow.write_paused:
+            return False
+        # Both are None before the first request, whatever their types say.
+        cycle, scope = cast("RequestResponseCycle | None", self.cycle), cast("HTTPScope | None", self.scope)
+        if cycle is None:
+            return scope is None
+        return cycle.response_complete and not cycle.more_body and cycle.scope is scope
+
+    def _read(self, data: bytes, *, is_refused: bool) -> None:
+        """The ordinary way, with a word on what was decided."""
+        ours, self.app_state = self.app_state, {**self.app_state, IS_REFUSED: is_refused}
+        try:
+            super().data_received(data)
+        finally:
+            self.app_state = ours
