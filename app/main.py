@@ -206,6 +206,7 @@ def create_app(settings: Settings, clock: Clock | None = None) -> GatewayMiddlew
         is_draining=lambda: container.health.is_draining,
         write_stall_s=settings.write_stall_seconds,
         departure=departure,
+        has_proxies=bool(settings.trusted_proxies),
         overload=container.overload,
         doorway=container.doorway,
     )

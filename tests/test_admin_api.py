@@ -359,7 +359,7 @@ async def test_money_is_taken_as_a_string_or_a_whole_number_and_kept_to_the_nano
         (b"{}", "missing_required_parameter"),
         (b'{"user_oid": "\\ud800"}', "invalid_request"),
         (b'{"user_oid": "a\\u0000b"}', "invalid_request"),
-        (b'{"user_oid": NaN}', "invalid_request"),
+        (b'{"user_oid": NaN}', "invalid_json"),
         (b'{"user_oid": 5}', "invalid_request"),
     ],
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from urllib.parse import unquote
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -121,7 +120,7 @@ class Exchange:
         self._receive = receive
         self._send = send
         self.request_id = request_id
-        self.argument = unquote(argument) if "%" in argument else argument
+        self.argument = argument
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.started = False

@@ -38,13 +38,16 @@ class GatewayMiddleware:
         overload: Overload,
         doorway: Doorway,
         write_stall_s: float = 60.0,
+        has_proxies: bool = False,
     ) -> None:
+        """`has_proxies`: somebody in front is trusted to say where a request comes from."""
         self._app = app
         self._routes = routes
         self._prefixes = prefixes
         self._is_draining = is_draining
         self._write_stall_s = write_stall_s
         self._departure = departure
+        self._has_proxies = has_proxies
         self._overload = overload
         self._doorway = doorway
         self._early = EarlyRefusals(overload, routes=routes, prefixes=prefixes, is_leaving=lambda: departure.is_leaving)
@@ -63,6 +66,8 @@ class GatewayMiddleware:
             send = _closing(send)
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
+        if not self._has_proxies:
+            _doubt_claimed_address(scope)
         route, argument = self._found(scope["path"])
         if route is None:
             await self._app(scope, receive, _with_request_id(send, request_id))
@@ -117,6 +122,16 @@ def _tidied(path: str) -> str:
     while parts[:1] == ["v1"]:
         parts.pop(0)
     return "/" + "/".join(parts)
+
+
+def _doubt_claimed_address(scope: Scope) -> None:
+    """Forget an address that is the client's own word. A bare `uvicorn app.main:app` takes what anybody on its own machine writes into
+    `X-Forwarded-For` for where he is, and the true one is lost by then; a loopback address is what he has anyway."""
+    for name, value in scope["headers"]:
+        if name == b"x-forwarded-for":
+            client = scope.get("client")
+            if client and not client[0].startswith("127.") and client[0] != "::1" and client[0].encode() in value:
+                scope["client"] = None
 
 
 def _closing(send: Send) -> Send:

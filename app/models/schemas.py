@@ -57,11 +57,18 @@ def _rfc3339(value: datetime) -> str:
     return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
+def _without_nul(value: str) -> str:
+    """PostgreSQL stores none, so that it could not even be asked whether something has such a name."""
+    if "\0" in value:
+        raise ValueError("this holds a NUL character")
+    return value
+
+
 Moment = Annotated[datetime, AfterValidator(_in_utc), PlainSerializer(_rfc3339, return_type=str)]
 """RFC 3339, answered in UTC."""
-Text = Annotated[StrictStr, Field(max_length=200)]
-LongText = Annotated[StrictStr, Field(max_length=2048)]
-Secret = Annotated[StrictStr, Field(max_length=20_000)]
+Text = Annotated[StrictStr, Field(max_length=200), AfterValidator(_without_nul)]
+LongText = Annotated[StrictStr, Field(max_length=2048), AfterValidator(_without_nul)]
+Secret = Annotated[StrictStr, Field(max_length=20_000), AfterValidator(_without_nul)]
 Count = Annotated[StrictInt, Field(ge=1, le=2**31 - 1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, strict=True, allow_inf_nan=False)]
 Names = Annotated[list[Text], Field(max_length=1000)]
@@ -107,13 +114,15 @@ class _View(BaseModel):
 class LimitShape(_Shape):
     kind: LimitKind = Field(examples=["requests"])
     limit: Annotated[StrictInt, Field(ge=0, le=10**15)] = Field(examples=[60])
-    window_seconds: Annotated[StrictInt, Field(ge=0)] = Field(
-        0, description="Length of the sliding window; absent for concurrency, which has none.", examples=[60]
+    window_seconds: Annotated[StrictInt, Field(ge=0)] | None = Field(
+        0,
+        description="Length of the sliding window. Concurrency is counted at once, not over time: it has none, whatever is said.",
+        examples=[60],
     )
 
     def domain(self) -> Limit:
-        """Concurrency is counted at once: a window that is sent along, because every limit has the field, means nothing."""
-        return Limit(self.kind, self.limit, 0 if self.kind is LimitKind.CONCURRENCY else self.window_seconds)
+        has_window = self.kind is not LimitKind.CONCURRENCY
+        return Limit(self.kind, self.limit, (self.window_seconds or 0) if has_window else 0)
 
     @classmethod
     def of(cls, limit: Limit) -> LimitShape:

@@ -26,7 +26,7 @@ from app.domain.catalog import Model
 from app.domain.identity import Identity
 from app.domain.ids import time_of, unix_ms_of
 from app.domain.record import CallRecord
-from app.exceptions import DependencyUnavailable, GatewayError, InvalidRequest, ModelNotFound, NotFound
+from app.exceptions import DependencyUnavailable, GatewayError, ModelNotFound, NotFound
 from app.middleware.exchange import Exchange
 from app.middleware.route import Route
 from app.models.me_schemas import MeView
@@ -205,7 +205,7 @@ class DataPlane:
         try:
             age_s = self._container.clock.now().timestamp() - unix_ms_of(request_id) / 1000
         except ValueError:
-            raise InvalidRequest("The request id is not one of this gateway.", param="request_id") from None
+            return None  # no id that this gateway ever gave
         deadline_s = self._container.clock.monotonic() + (RECORD_WAIT_S if 0 <= age_s < 3600 else 0)
         while True:
             record = await self._container.reports.record(request_id)

@@ -7,6 +7,7 @@ parse a body first and only then ask who sent it.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from app.domain.identity import PaymentStatus
 from app.exceptions import (
     AmbiguousCredentials,
     Forbidden,
+    InvalidJson,
     InvalidRequest,
     NotFound,
     PayloadTooLarge,
@@ -317,12 +319,35 @@ async def _with_body(request: Request, timeout_s: float) -> Request:
                     raise PayloadTooLarge(ADMIN_BODY_BYTES)
     except (TimeoutError, ClientDisconnect):
         raise RequestTimeout from None
+    if body:
+        _require_one_reading(bytes(body))
     message: Message = {"type": "http.request", "body": bytes(body), "more_body": False}
 
     async def receive() -> Message:
         return message
 
     return Request(request.scope, receive)
+
+
+def _require_one_reading(body: bytes) -> None:
+    """Refuse what two readers of JSON could understand differently, as the data plane does: other encodings, a member named twice, NaN.
+
+    Raises: InvalidJson.
+    """
+    try:
+        json.loads(body.decode(), object_pairs_hook=_each_once, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        raise InvalidJson from None
+
+
+def _each_once(members: list[tuple[str, object]]) -> dict[str, object]:
+    if len(named := dict(members)) != len(members):
+        raise InvalidJson("The request body names a member twice.")
+    return named
+
+
+def _no_number(name: str) -> object:
+    raise ValueError(name)
 
 
 async def _audit_refusal(services: AdminServices, actor: Actor, what: str) -> None:

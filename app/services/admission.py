@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import tzinfo
+from types import TracebackType
 
 from app.clock import Clock
 from app.domain.budget import BudgetClaim, ReserveMode
@@ -92,25 +92,25 @@ class Admission:
         self._unsettled: deque[Settlement] = deque()
         self._doubtful: deque[str] = deque()
 
-    @asynccontextmanager
-    async def admitted(self, model: Model, meter: Meter, catalog: Catalog) -> AsyncIterator[Model]:
-        """Inside the context the call may be made, of the model that is yielded: another than asked for only where the key's overflow
+    def admitted(self, model: Model, meter: Meter, catalog: Catalog) -> AdmittedCall:
+        """Inside the context the call may be made, of the model that it gives: another than asked for only where the key's overflow
         policy names one.
 
-        Raises: RateLimited, BudgetExceeded, BudgetReserved, PriceUnknown, DependencyUnavailable.
+        Raises, on entering: RateLimited, BudgetExceeded, BudgetReserved, PriceUnknown, DependencyUnavailable.
         """
+        return AdmittedCall(self, model, meter, catalog)
+
+    async def begin(self, model: Model, meter: Meter, catalog: Catalog) -> Model:
         model = await self._admit(model, meter, catalog)
         meter.is_admitted = True
         self.running.add(meter.request_id, meter)
         if meter.call.is_stream:
             self.checkpoints.add(meter)
+        return model
+
+    async def end(self, meter: Meter, error: BaseException | None) -> None:
         try:
-            yield model
-        except BaseException as error:
             self._conclude(meter, error)
-            raise
-        else:
-            self._conclude(meter, None)
         finally:
             self.running.discard(meter.request_id)
             self.checkpoints.discard(meter)
@@ -303,6 +303,26 @@ class Admission:
         finally:
             self._turnstiles.given_back(state.claim.counter for state in meter.limits)
             self._turnstiles.given_back(state.claim.counter for state in meter.budgets)
+
+
+class AdmittedCall:
+    """`Admission.admitted`."""
+
+    __slots__ = ("_admission", "_catalog", "_meter", "_model")
+
+    def __init__(self, admission: Admission, model: Model, meter: Meter, catalog: Catalog) -> None:
+        self._admission = admission
+        self._model = model
+        self._meter = meter
+        self._catalog = catalog
+
+    async def __aenter__(self) -> Model:
+        return await self._admission.begin(self._model, self._meter, self._catalog)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._admission.end(self._meter, error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ class Chat:
             async with self.admission.admitted(model, meter, catalog) as model:
                 self.shadows.offer(model, meter, dialect, catalog)
                 # 502, 503, 504: until one endpoint begins
-                answered = self.failover.opened(dialect, model, meter, catalog)
-                # a stream ends where what was reserved for it ends
-                async with self.stream_cap.opened(answered, dialect, meter) as answer:
-                    yield answer
+                async with self.failover.opened(dialect, model, meter, catalog) as answer:
+                    # a stream ends where what was reserved for it ends
+                    yield await self.stream_cap.begun(answer, dialect, meter)
+                await self.stream_cap.ended(answer, meter)  # counted, where its provider did not

@@ -13,9 +13,9 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
 
 import msgspec
 
@@ -63,7 +63,7 @@ Swap = Callable[[Model, Meter], Awaitable[bool]]
 """Exchange what is reserved for a call for what another model needs. False: that is not to be had, and nothing changed."""
 
 
-class _Begun(msgspec.Struct):
+class Begun(msgspec.Struct):
     """An attempt whose answer has begun."""
 
     answer: Answer
@@ -95,27 +95,26 @@ class Failover:
         self._limits = limits
         self._swap = swap
 
-    @asynccontextmanager
-    async def opened(self, dialect: Dialect, model: Model, meter: Meter, catalog: Catalog) -> AsyncIterator[Answer]:
-        """Inside the context one endpoint answers. Raises: GatewayError when none did."""
-        begun = await self._begun(dialect, model, meter, catalog)
-        exchange, balancer = begun.exchange, self._balancer
+    def opened(self, dialect: Dialect, model: Model, meter: Meter, catalog: Catalog) -> OpenedCall:
+        """Inside the context one endpoint answers. Raises, on entering: GatewayError when none did."""
+        return OpenedCall(self, dialect, model, meter, catalog)
+
+    async def end(self, begun: Begun, meter: Meter, error: BaseException | None) -> bool | None:
+        """Leave the endpoint that answers. Returns whether the error was its exchange's own business."""
         try:
-            yield begun.answer
-        except BaseException as error:
+            if error is None:
+                took_s = begun.took_s if meter.call.is_stream else 0.0
+                self._end(begun.attempt, "ok", meter)
+                self._balancer.succeeded(begun.live, begun.ticket, took_s=took_s)
+                return await begun.exchange.__aexit__(None, None, None)
             self._broke(begun, error, meter)
-            if not await exchange.__aexit__(*sys.exc_info()):
-                raise
-        else:
-            self._end(begun.attempt, "ok", meter)
-            balancer.succeeded(begun.live, begun.ticket, took_s=begun.took_s if meter.call.is_stream else 0.0)
-            await exchange.__aexit__(None, None, None)
+            return await begun.exchange.__aexit__(type(error), error, error.__traceback__)
         finally:
             await self._left(begun.live, begun.claim, meter)
 
     # ── Models ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _begun(self, dialect: Dialect, model: Model, meter: Meter, catalog: Catalog) -> _Begun:
+    async def begin(self, dialect: Dialect, model: Model, meter: Meter, catalog: Catalog) -> Begun:
         """The answer of the model, or of the first of its fallbacks that gives one. Raises: GatewayError."""
         try:
             return await self._answer_of(dialect, model, meter)
@@ -154,7 +153,7 @@ class Failover:
 
     # ── Endpoints ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _answer_of(self, dialect: Dialect, model: Model, meter: Meter) -> _Begun:
+    async def _answer_of(self, dialect: Dialect, model: Model, meter: Meter) -> Begun:
         """The answer of the first of the model's endpoints that begins one. Raises: GatewayError."""
         last: GatewayError | None = None
         cause: AttemptFailed | None = None
@@ -242,7 +241,7 @@ class Failover:
 
     async def _attempted(
         self, dialect: Dialect, endpoint: Endpoint, model: Model, meter: Meter, claim: EndpointClaim | None
-    ) -> _Begun:
+    ) -> Begun:
         """One attempt, until its answer begins. Raises: AttemptFailed."""
         balancer = self._balancer
         live = balancer.live(endpoint)
@@ -265,7 +264,7 @@ class Failover:
         attempt.first_byte_ms = self._elapsed_ms(meter)
         balancer.answered(live, ticket, took_s=took_s)
         balancer.explain_rest(model, meter)
-        return _Begun(answer, exchange, attempt, live, ticket, took_s, claim)
+        return Begun(answer, exchange, attempt, live, ticket, took_s, claim)
 
     async def _left(self, live: LiveEndpoint, claim: EndpointClaim | None, meter: Meter) -> None:
         """An attempt has left its endpoint."""
@@ -307,7 +306,7 @@ class Failover:
         self._end(attempt, "failed", meter)
         self._blame(live, ticket, failure)
 
-    def _broke(self, begun: _Begun, error: BaseException, meter: Meter) -> None:
+    def _broke(self, begun: Begun, error: BaseException, meter: Meter) -> None:
         attempt = begun.attempt
         if isinstance(error, AttemptFailed):
             attempt.reason, attempt.upstream_status = error.reason, error.upstream_status
@@ -346,6 +345,27 @@ class Failover:
 
     def _elapsed_ms(self, meter: Meter) -> int:
         return round((self._clock.monotonic() - meter.started_s) * 1000)
+
+
+class OpenedCall:
+    """`Failover.opened`."""
+
+    __slots__ = ("_asked", "_begun", "_failover", "_meter")
+    _begun: Begun
+
+    def __init__(self, failover: Failover, dialect: Dialect, model: Model, meter: Meter, catalog: Catalog) -> None:
+        self._failover = failover
+        self._asked = (dialect, model, meter, catalog)
+        self._meter = meter
+
+    async def __aenter__(self) -> Answer:
+        self._begun = begun = await self._failover.begin(*self._asked)
+        return begun.answer
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return await self._failover.end(self._begun, self._meter, error)
 
 
 def _may_fall_back(error: GatewayError) -> bool:

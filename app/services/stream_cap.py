@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from msgspec.structs import replace
 
@@ -33,15 +32,14 @@ class StreamCap:
     def __init__(self, estimation: Estimation) -> None:
         self._estimation = estimation
 
-    @asynccontextmanager
-    async def opened(
-        self, attempt: AbstractAsyncContextManager[Answer], dialect: Dialect, meter: Meter
-    ) -> AsyncIterator[Answer]:
-        """Inside the context the answer of `attempt`, ended where its grant ends. Raises what entering and leaving that raises."""
-        async with attempt as answer:
-            if answer.chunks is None and meter.usage is None:
-                await self._estimation.counted(meter, dialect.texts_of(answer.body))
-            yield self.capped(answer, meter)
+    async def begun(self, answer: Answer, dialect: Dialect, meter: Meter) -> Answer:
+        """An answer as it may be handed on: a unary one with its usage known, a stream that ends where its grant ends."""
+        if answer.chunks is None and meter.usage is None:
+            await self._estimation.counted(meter, dialect.texts_of(answer.body))
+        return self.capped(answer, meter)
+
+    async def ended(self, answer: Answer, meter: Meter) -> None:
+        """Its provider was left, after a whole answer."""
         if answer.reader is not None and meter.usage is None and meter.quality is Quality.ESTIMATED:
             await self._estimation.counted(meter, answer.reader.texts())
 

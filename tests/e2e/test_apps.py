@@ -12,6 +12,10 @@ from tests.kit import raw_http
 from tests.kit.raw_http import RawResponse
 
 
+def _bearer(secret: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {secret}"}
+
+
 async def call(house: House, headers: list[tuple[str, str]], model: str) -> RawResponse:
     body: Json = {"model": model, "messages": HELLO}
     return await raw_http.call(house.gateway.port, "POST", "/v1/chat/completions", headers=headers, json_body=body)
@@ -186,3 +190,41 @@ async def test_an_apps_models_are_those_it_may_use(house: House) -> None:
     assert names == [model]
     me = await raw_http.call(house.gateway.port, "GET", "/v1/me", headers=app.headers(user))
     assert me.status == 200
+
+
+async def test_nobody_chooses_the_address_that_a_credential_is_bound_to(house: House) -> None:
+    """T150, without a proxy in front: uvicorn itself would believe whoever calls from its own machine."""
+    user, model = await house.user(), await house.model()
+    for bound in (["6.6.6.0/24"], ["2001:db8::/32"]):
+        key, app = await house.key(user, allowed_ips=bound), await house.app(allowed_networks=bound)
+        for claimed in ("6.6.6.6", "6.6.6.6:1234", "127.0.0.1, 6.6.6.6", "2001:db8::1", "[2001:db8::1]:80"):
+            for credential in (_bearer(key), app.headers(user)):
+                answer = await raw_http.call(
+                    house.gateway.port, "GET", "/v1/models", headers={**credential, "X-Forwarded-For": claimed}
+                )
+                assert (answer.status, error_of(answer)["code"]) == (403, "ip_not_allowed"), claimed
+    here = await house.key(user, allowed_ips=["127.0.0.1"])
+    answer = await raw_http.call(
+        house.gateway.port, "GET", f"/v1/models/{model}", headers={**_bearer(here), "X-Forwarded-For": "127.0.0.1"}
+    )
+    assert answer.status == 200
+
+
+async def test_what_belongs_to_another_answers_as_what_does_not_exist(house: House) -> None:
+    """T022: calls of other users, of other keys' apps, and models that a key may not use."""
+    model, hidden, user = await house.model(), await house.model(), await house.user()
+    mine, app = await house.key(user, allowed_models=[model]), await house.app()
+    theirs = request_id_of(await house.chat(await house.key(), model))
+    of_app = request_id_of(await house.app_chat(app, await house.user(), model))
+    await house.record(theirs)
+    await house.record(of_app)
+    nowhere = "01900000-0000-7000-8000-000000000000"
+
+    async def asked(path: str, name: str) -> tuple[int, object]:
+        answer = await raw_http.call(house.gateway.port, "GET", f"{path}/{name}", headers=_bearer(mine))
+        error = error_of(answer)
+        return answer.status, {**error, "request_id": "", "message": error["message"].replace(name, "")}
+
+    for other in (theirs, of_app):
+        assert await asked("/v1/usage", other) == await asked("/v1/usage", nowhere)
+    assert await asked("/v1/models", hidden) == await asked("/v1/models", f"no{hidden[2:]}")

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
+from urllib.parse import quote
 
 import pytest
 
@@ -15,6 +16,7 @@ from tests.kit.raw_http import RawResponse
 from tests.kit.scenario import Scenario
 
 CHAT = "/v1/chat/completions"
+FREE = {"input_usd_per_mtok": "0", "output_usd_per_mtok": "0"}
 JSON_TYPE = ("Content-Type", "application/json")
 
 
@@ -255,6 +257,34 @@ async def test_wrong_methods_and_paths_answer_in_the_same_shape(house: House) ->
         nowhere = await raw_http.call(house.gateway.port, "GET", path, headers=headers)
         assert nowhere.status in (401, 404), path
         error_of(nowhere)
+
+
+@pytest.mark.parametrize("name", ["org/model", "with space", "модель", "50%", "a%2Fb", "a%41", "a?b#c", "a:free@x"])
+async def test_a_model_is_found_by_its_name_in_a_path_whatever_is_in_it(house: House, name: str) -> None:
+    name = f"{unique('m')}-{name}"
+    await house.admin("POST", "models", {"name": name, "price": FREE}, expect=201)
+    await house.admin("POST", "endpoints", {"model": name, "provider": "demo"}, expect=201)
+    key = await house.key()
+    headers = {"Authorization": f"Bearer {key}"}
+    quoted = quote(name, safe="")
+
+    for path in (f"/v1/models/{quoted}", f"/v1/models/{quote(name)}"):
+        shown = await raw_http.call(house.gateway.port, "GET", path, headers=headers)
+        assert (shown.status, json.loads(shown.body).get("id")) == (200, name), path
+    azure = f"/openai/deployments/{quoted}/chat/completions"
+    assert (await house.chat(key, "another", path=azure)).status == 200
+    assert (await house.admin("GET", f"models/{quoted}", expect=200))["name"] == name
+    assert (await house.chat(key, name)).status == 200
+    await house.admin("DELETE", f"models/{quoted}?force=true")
+
+
+@pytest.mark.parametrize("id", ["6ba7b810-9dad-41d1-80b4-00c04fd430c8", "no-uuid", "%00", "x" * 500])
+async def test_a_record_that_never_was_is_not_found_whatever_its_id_looks_like(house: House, id: str) -> None:
+    headers = {"Authorization": f"Bearer {await house.key()}"}
+    answer = await raw_http.call(house.gateway.port, "GET", f"/v1/usage/{id}", headers=headers)
+    assert (answer.status, error_of(answer)["code"]) == (404, "not_found")
+    seen = await house.ask_admin("GET", f"usage/logs/{id}")
+    assert (seen.status, error_of(seen)["code"]) == (404, "not_found")
 
 
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/", "/health", "/health/live", "/health/ready"])

@@ -58,6 +58,7 @@ async def test_the_path_is_served_with_and_without_its_prefix(house: House, path
 
 
 async def test_a_stream_is_passed_on_as_it_comes_and_billed_by_the_hidden_usage(house: House) -> None:
+    """T119."""
     key = await house.key()
     model = await house.model(Scenario(chunks=6, completion_tokens=6, prompt_tokens=100, gap_ms=60))
 
@@ -73,9 +74,16 @@ async def test_a_stream_is_passed_on_as_it_comes_and_billed_by_the_hidden_usage(
     assert sum(later - earlier > 0.03 for earlier, later in pairwise(times)) >= 3, "chunks are not held back"
     (line,) = [line for line in (await house.upstream.invoice()).lines if line.model == model]
     assert json.loads(line.body)["stream_options"] == {"include_usage": True}
+    async with asyncio.timeout(20):
+        while not (records := (await house.admin("GET", f"usage/logs?model={model}"))["items"]):
+            await asyncio.sleep(0.05)
+    (record,) = records
+    assert (record["prompt_tokens"], record["completion_tokens"], record["usage_quality"]) == (100, 6, "exact")
+    assert record["cost_usd"] == "0.000310000"
 
 
 async def test_the_usage_chunk_is_shown_to_whoever_asks_for_it(house: House) -> None:
+    """T119."""
     key, model = await house.key(), await house.model(Scenario(prompt_tokens=11, completion_tokens=8))
     events = await streamed(house, key, model, stream_options={"include_usage": True})
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 
@@ -30,6 +32,7 @@ from tests.kit.scenario import Scenario
 
 pytestmark = pytest.mark.timeout(120)
 
+OUTAGE_CALLS = int(os.environ.get("OUTAGE_CALLS", "500"))
 BOUND_S = 0.3
 """No call takes longer than this because of Redis."""
 
@@ -188,6 +191,36 @@ async def test_with_both_stores_away_known_keys_are_served_and_all_is_made_good(
     assert {answer.status for answer in answers} == {200}
     assert (refused.status, error_of(refused)["code"]) == (503, "dependency_unavailable")
     await assert_one_record_each(site, model, [*first, *answers])
+
+
+async def test_an_outage_of_both_stores_costs_a_bounded_memory_and_is_made_good_in_time(site: Site) -> None:
+    """T105: for as long as it lasts; by hand with OUTAGE_CALLS=20000, some five minutes of it. The prompts alone are more than may wait."""
+    key, model = await site.house.key(limits=[]), await site.house.model()
+    prompt = [{"role": "user", "content": "all work and no play " * 5_000}]
+    gateway = site.fleet[0]
+    warm = [await site.call(gateway, key, model, messages=prompt) for _ in range(30)]
+    assert {answer.status for answer in warm} == {200}
+    before_bytes = gateway.rss_bytes()
+    await asyncio.to_thread(site.postgres.kill)
+    await hurt(site, "killed")
+
+    answers = []
+    for _ in range(OUTAGE_CALLS // 10):
+        answers += await asyncio.gather(*(site.call(gateway, key, model, messages=prompt) for _ in range(10)))
+    grown_bytes = gateway.rss_bytes() - before_bytes
+    await asyncio.to_thread(site.postgres.start)
+    await asyncio.to_thread(site.valkey.start)
+    back_at = time.monotonic()
+    await site.is_back()
+    await site.house.record(request_id_of(answers[-1]), within_s=30)
+    while site.journaled_bytes:
+        await asyncio.sleep(0.1)
+    recovered_s = time.monotonic() - back_at
+
+    assert {answer.status for answer in answers} == {200}
+    assert grown_bytes < 50_000_000
+    assert recovered_s < 30
+    await assert_one_record_each(site, model, [*warm, *answers])
 
 
 async def test_the_journal_of_a_process_that_was_killed_is_replayed_by_another(site: Site) -> None:

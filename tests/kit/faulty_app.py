@@ -70,7 +70,7 @@ async def get(self: UserCommands, oid: str) -> UserRow:
 
 
 Estimation.fitted = fitted  # type: ignore[method-assign]
-Failover.opened = opened  # type: ignore[method-assign]
+Failover.opened = opened  # type: ignore[method-assign, assignment] # a context of another kind
 AdminSessionMiddleware.__call__ = session  # type: ignore[method-assign]
 UserCommands.get = get  # type: ignore[method-assign]
 

@@ -196,8 +196,9 @@ def test_a_well_formed_request_id_of_the_caller_is_kept_beside_ours(own: bytes, 
     assert (made.client_request_id, made.request_id) == (kept, "018f-id")
 
 
-def test_the_argument_of_a_path_is_percent_decoded() -> None:
-    assert exchange(argument="meta%2Fllama%203").argument == "meta/llama 3"
+def test_the_argument_of_a_path_is_what_the_server_decoded_and_not_decoded_again() -> None:
+    assert exchange(argument="meta/llama 3").argument == "meta/llama 3"
+    assert exchange(argument="a%2Fb").argument == "a%2Fb"
 
 
 def test_the_callers_address_is_the_connections_or_none() -> None:

@@ -150,6 +150,25 @@ class CountersConformance:
         (state,) = await counters.limit_states([tokens(1000, 0)])
         assert state.remaining == 880
 
+    async def test_a_token_limit_under_steady_traffic_is_given_out_and_never_more_than_that(
+        self, counters: Counters, at: At
+    ) -> None:
+        """T113: ten minutes of calls that use half of what they were thought to, twice as many as fit."""
+        limit, thought, used, every_ms, lasts_ms = 50_000, 500, 250, 150, 300
+        limits = [tokens(limit, thought)]
+        running: list[tuple[int, str]] = []
+        admitted_ms: list[int] = []
+        for now_ms in range(NOW_MS, NOW_MS + 600_000, every_ms):
+            at(now_ms)
+            while running and running[0][0] <= now_ms:
+                await counters.settle(settlement(running.pop(0)[1], tokens=used))
+            if is_admitted(await counters.admit(reservation(f"c{now_ms}", *limits))):
+                running.append((now_ms + lasts_ms, f"c{now_ms}"))
+                admitted_ms.append(now_ms)
+        for begin_ms in range(NOW_MS, NOW_MS + 540_000, 5_000):
+            in_a_window = used * sum(begin_ms <= moment < begin_ms + 60_000 for moment in admitted_ms)
+            assert limit * 0.95 <= in_a_window <= limit
+
     async def test_a_slot_is_free_again_once_its_call_is_settled(self, counters: Counters) -> None:
         assert is_admitted(await counters.admit(reservation("a", slots(1))))
         assert not is_admitted(await counters.admit(reservation("b", slots(1))))
