@@ -18,7 +18,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from uuid import uuid4
 
 from app.clock import Clock
@@ -38,6 +38,8 @@ KNOWN_FOR_S = 10.0
 """How long a sum is added to before it is read anew: a process that stops writes records beside the elected drainer."""
 KNOWN_MAX = 50_000
 """Budgets remembered at most, some 300 bytes each."""
+QUARTER_MS = 15 * 60 * 1000
+"""In every time zone days, and so periods, begin with a quarter of an hour: what began in the same one was booked to the same."""
 DELIVERIES_AT_ONCE = 20
 CLAIM_S = 30.0
 """A delivery taken by a process that then dies is free again after this; well above the time one sending may take."""
@@ -113,25 +115,25 @@ class Alerts:
         if self._clock.monotonic() - self._last_noticed_s > TENURE_S or len(self._known) > KNOWN_MAX:
             self._known.clear()
 
-    async def _look_at(self, by_holder: dict[Holder, list[CallRecord]]) -> None:
+    async def _look_at(self, by_holder: Mapping[Holder, Mapping[int, int]]) -> None:
         touched, brought = await self._touched(by_holder)
         suspects = [watched for watched in touched if self._may_have_passed(watched, brought[watched.counter])]
         if suspects:
             await self._look_closely(suspects)
 
     async def _touched(
-        self, by_holder: dict[Holder, list[CallRecord]]
+        self, by_holder: Mapping[Holder, Mapping[int, int]]
     ) -> tuple[list[WatchedBudget], defaultdict[str, int]]:
         """The budgets that these records were booked to, and by how much. A call belongs to the period that it began in."""
         touched: dict[str, WatchedBudget] = {}
         brought: defaultdict[str, int] = defaultdict(int)
         for (scope, scope_id), budgets in (await self._store.budgets_of(list(by_holder))).items():
             for budget in budgets:
-                for record in by_holder[scope, scope_id]:
-                    period = period_at(budget.period, record.created_at, self._zone)
-                    watched = WatchedBudget(scope, scope_id, budget, period)
+                for quarter, cost_nanousd in by_holder[scope, scope_id].items():
+                    began_at = datetime.fromtimestamp(quarter * QUARTER_MS / 1000, UTC)
+                    watched = WatchedBudget(scope, scope_id, budget, period_at(budget.period, began_at, self._zone))
                     touched.setdefault(watched.counter, watched)
-                    brought[watched.counter] += record.cost_nanousd
+                    brought[watched.counter] += cost_nanousd
         return list(touched.values()), brought
 
     def _may_have_passed(self, watched: WatchedBudget, brought_nanousd: int) -> bool:
@@ -195,18 +197,20 @@ def pause_s(attempts: int) -> float:
     return float(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(attempts - 1, 30)))
 
 
-def _costs_by_holder(records: Iterable[CallRecord]) -> dict[Holder, list[CallRecord]]:
-    """The records that cost something, by everybody whose budgets they were booked to."""
-    found: defaultdict[Holder, list[CallRecord]] = defaultdict(list)
+def _costs_by_holder(records: Iterable[CallRecord]) -> dict[Holder, defaultdict[int, int]]:
+    """What these records cost everybody whose budgets they were booked to, by the quarter of an hour in which they began."""
+    found: defaultdict[Holder, defaultdict[int, int]] = defaultdict(lambda: defaultdict(int))
     for record in records:
-        if record.is_refusal or not record.cost_nanousd:
+        cost_nanousd = record.cost_nanousd
+        if not cost_nanousd or record.is_refusal:
             continue
-        found[Scope.USER, record.user_oid].append(record)
-        found[Scope.MODEL, record.served_model].append(record)
+        quarter = record.created_at_ms // QUARTER_MS
+        found[Scope.USER, record.user_oid][quarter] += cost_nanousd
+        found[Scope.MODEL, record.served_model][quarter] += cost_nanousd
         if record.key_id:
-            found[Scope.KEY, record.key_id].append(record)
+            found[Scope.KEY, record.key_id][quarter] += cost_nanousd
         if record.app_id:
-            found[Scope.APP, record.app_id].append(record)
+            found[Scope.APP, record.app_id][quarter] += cost_nanousd
     return found
 
 

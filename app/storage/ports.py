@@ -209,8 +209,7 @@ class SharedCounters(Counters, Protocol):
 # ── The record's way to SQL ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, slots=True)
-class PendingRecord:
+class PendingRecord(msgspec.Struct, frozen=True):
     position: str
     packed: bytes
     cost_nanousd: int | None = None

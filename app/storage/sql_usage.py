@@ -21,6 +21,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any, TypeVar
 from uuid import UUID
@@ -377,9 +378,10 @@ async def _add_to_rollups(
 ) -> None:
     if not added and not removed:
         return
-    await connection.exec_driver_sql(ROLLUP_UPSERT, _columns(rollups_of(added, removed)))
-    await connection.exec_driver_sql(DAY_UPSERT, _columns(day_rollups_of(added, removed)))
-    await connection.exec_driver_sql(ENDPOINT_UPSERT, _columns(endpoint_rollups_of(added, removed)))
+    rollups = rollups_of(added, removed)
+    await connection.exec_driver_sql(ROLLUP_UPSERT, _columns(rollups))
+    await connection.exec_driver_sql(DAY_UPSERT, _columns(_day_rollups_of(rollups)))
+    await connection.exec_driver_sql(ENDPOINT_UPSERT, _columns(_endpoint_rollups_of(rollups, added, removed)))
     if removed:  # what a lost call was booked under may be nobody's now (it had no endpoint yet, say)
         keys = sorted({_rollup_key(record) for record in removed})
         await connection.exec_driver_sql(ROLLUP_DELETE, _columns(keys))
@@ -393,41 +395,49 @@ def _columns(rows: Iterable[tuple[object, ...]]) -> tuple[list[object], ...]:
 
 RollupKey = tuple[datetime, str, str, str, str, str]
 DayKey = tuple[datetime, str, str, str]
+EndpointKey = tuple[datetime, str, str]
 
 
 def rollups_of(added: Iterable[CallRecord], removed: Iterable[CallRecord] = ()) -> list[tuple[object, ...]]:
     """What these records change in the rollups, sorted: hour, user, key, app, model, endpoint and then the sums."""
-    return _summed(_rollup_key, added, removed)
-
-
-def day_rollups_of(added: Iterable[CallRecord], removed: Iterable[CallRecord] = ()) -> list[tuple[object, ...]]:
-    """The same by day, user, key and app."""
-    return _summed(_day_key, added, removed)
-
-
-def _summed(
-    key_of: Callable[[CallRecord], tuple[Any, ...]], added: Iterable[CallRecord], removed: Iterable[CallRecord]
-) -> list[tuple[object, ...]]:
-    sums: defaultdict[tuple[Any, ...], list[int]] = defaultdict(lambda: [0] * len(SUMS))
+    sums: defaultdict[RollupKey, list[int]] = defaultdict(lambda: [0] * len(SUMS))
     for sign, records in ((1, added), (-1, removed)):
+        alike: defaultdict[RollupKey, list[CallRecord]] = defaultdict(list)
         for record in records:
-            row = sums[key_of(record)]
-            for position, amount in enumerate(_amounts(record)):
-                row[position] += sign * amount
+            alike[_rollup_key(record)].append(record)
+        for key, group in alike.items():
+            row = sums[key]
+            for position, amount in enumerate(_AMOUNTS):
+                row[position] += sign * sum(map(amount, group))
     return [(*key, *row) for key, row in sorted(sums.items())]
 
 
-def endpoint_rollups_of(added: Iterable[CallRecord], removed: Iterable[CallRecord] = ()) -> list[tuple[object, ...]]:
+def _day_rollups_of(rollups: Iterable[tuple[Any, ...]]) -> list[tuple[object, ...]]:
+    """The same by day, user, key and app."""
+    sums: defaultdict[DayKey, list[int]] = defaultdict(lambda: [0] * len(SUMS))
+    for hour, user_oid, key_id, app_id, _, _, *amounts in rollups:
+        _add(sums[hour.replace(hour=0), user_oid, key_id, app_id], amounts)
+    return [(*key, *row) for key, row in sorted(sums.items())]
+
+
+def _endpoint_rollups_of(
+    rollups: Iterable[tuple[Any, ...]], added: Iterable[CallRecord], removed: Iterable[CallRecord]
+) -> list[tuple[object, ...]]:
     """The same by hour, model and endpoint: sums, then durations and first tokens by bucket."""
-    sums: defaultdict[tuple[datetime, str, str], list[int]] = defaultdict(lambda: [0] * len(ENDPOINT_SUMS))
+    sums: defaultdict[EndpointKey, list[int]] = defaultdict(lambda: [0] * len(ENDPOINT_SUMS))
+    for hour, _, _, _, model, endpoint_id, *amounts in rollups:
+        _add(sums[hour, model, endpoint_id], amounts)
     for sign, records in ((1, added), (-1, removed)):
         for record in records:
             row = sums[_endpoint_key(record)]
-            for position, amount in enumerate(_amounts(record)):
-                row[position] += sign * amount
             for position in _buckets(record):
                 row[position] += sign
     return [(*key, *sums[key]) for key in sorted(sums)]
+
+
+def _add(row: list[int], amounts: Iterable[int]) -> None:
+    for position, amount in enumerate(amounts):
+        row[position] += amount
 
 
 def _buckets(record: CallRecord) -> Iterable[int]:
@@ -443,28 +453,28 @@ def _day_key(record: CallRecord) -> DayKey:
     return hour.replace(hour=0), user_oid, key_id, app_id
 
 
-def _endpoint_key(record: CallRecord) -> tuple[datetime, str, str]:
-    hour, *_, model, endpoint_id = _rollup_key(record)
-    return hour, model, endpoint_id
+def _endpoint_key(record: CallRecord) -> EndpointKey:
+    return _hour(record.created_at_ms // HOUR_MS), record.served_model, record.endpoint_id or ""
 
 
-def _amounts(record: CallRecord) -> tuple[int, ...]:
-    """In the order of `SUMS`."""
-    return (
-        1,
-        int(record.outcome not in NO_ERRORS),
-        record.prompt_tokens,
-        record.completion_tokens,
-        record.cached_tokens,
-        record.reasoning_tokens,
-        record.cost_nanousd,
-    )
+_AMOUNTS: tuple[Callable[[CallRecord], int], ...] = (
+    lambda record: 1,
+    lambda record: int(record.outcome not in NO_ERRORS),
+    *(attrgetter(name) for name in SUMS[2:]),
+)
+"""In the order of `SUMS`."""
 
 
 def _rollup_key(record: CallRecord) -> RollupKey:
-    hour = datetime.fromtimestamp(record.created_at_ms // HOUR_MS * 3_600, UTC)
     key_id, app_id, endpoint_id = record.key_id or "", record.app_id or "", record.endpoint_id or ""
+    hour = _hour(record.created_at_ms // HOUR_MS)
     return hour, record.user_oid, key_id, app_id, record.served_model, endpoint_id
+
+
+@lru_cache(maxsize=64)
+def _hour(number: int) -> datetime:
+    """The n-th since 1970. Asked for every record, and nearly always for the same one."""
+    return datetime.fromtimestamp(number * 3_600, UTC)
 
 
 # ── Making records fit ────────────────────────────────────────────────────────────────────────────────────────────────
