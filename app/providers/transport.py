@@ -317,7 +317,8 @@ class Exchange:
     @property
     def content_type(self) -> str:
         """The media type in lower case, without parameters; empty when the upstream named none."""
-        return self._answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+        named: str = self._answer.headers.get("content-type", "")
+        return named.partition(";")[0].strip().lower()
 
     async def read_some(self, wait_s: float, reason: str) -> bytes:
         """What has come, at least one byte; empty at the end of the body. Fails as `reason` after `wait_s`.

@@ -209,6 +209,26 @@ def test_the_callers_address_is_the_connections_or_none() -> None:
 # Bodies.
 
 
+@pytest.mark.parametrize("is_all_here", [True, False])
+async def test_only_a_body_that_is_still_under_way_is_timed(is_all_here: bool) -> None:
+    class Server(Wire):
+        """As uvicorn's: says whether more of the body is to come."""
+
+        more_body = not is_all_here
+
+        async def receive(self) -> Message:
+            await asyncio.sleep(0.01)
+            return await super().receive()
+
+    made = exchange(JSON, wire=Server(part(b"{}")))
+
+    if is_all_here:
+        assert await made.read_body(max_bytes=100, timeout_s=0.0) == b"{}"
+    else:
+        with pytest.raises(RequestTimeout):
+            await made.read_body(max_bytes=100, timeout_s=0.0)
+
+
 async def test_a_body_is_read_whole_however_it_is_cut() -> None:
     assert await body_of([JSON], part(b'{"a":', more=True), part(b"", more=True), part(b"1}")) == b'{"a":1}'
     assert await body_of([JSON], part(b"{}")) == b"{}"
