@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
+
+
+class EndpointHealth(BaseModel):
+    id: str
+    model: str
+    provider: str
+    upstream_model: str
+    state: str
 
 
 class EndpointCounts(BaseModel):
     healthy: int
     unhealthy: int
+    items: list[EndpointHealth] | None = Field(None, description="Each by name, for administrators only.")
 
 
 class HealthView(BaseModel):

@@ -28,6 +28,7 @@ from app.models.schemas import (
     Moment,
     PageView,
 )
+from app.models.schemas_health import EndpointHealth
 from app.models.usage_schemas import EXPORT_COLUMNS, CallView, Deletions, ExplainedCallView, SummaryView, csv_line
 from app.routers.deps import (
     AdminServices,
@@ -394,14 +395,6 @@ async def verify_audit(services: Services) -> AuditVerdictView:
 
 
 # ── Health and settings ───────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class EndpointHealth(BaseModel):
-    id: str
-    model: str
-    provider: str
-    upstream_model: str
-    state: str
 
 
 class EndpointsHealth(BaseModel):

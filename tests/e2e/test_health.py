@@ -7,7 +7,7 @@ import json
 import pytest
 
 from app import __version__
-from tests.e2e.house import House, error_of
+from tests.e2e.house import ADMIN_TOKEN, House, error_of
 from tests.kit import raw_http
 from tests.kit.processes import GatewayProcess
 from tests.kit.raw_http import RawResponse
@@ -31,6 +31,22 @@ async def test_health_tells_the_state_of_every_part_and_names_nothing(house: Hou
     assert health["status"] == ("ok" if health["endpoints"]["unhealthy"] == 0 else "degraded")
     assert set(health["endpoints"]) == {"healthy", "unhealthy"}
     assert health["endpoints"]["healthy"] >= 1
+
+
+async def test_health_names_the_endpoints_for_administrators_only(house: House) -> None:
+    """T018."""
+    model = await house.model()
+    for token in (ADMIN_TOKEN, await house.key(), "nonsense"):
+        answer = await raw_http.call(house.gateway.port, "GET", "/health", headers={"Authorization": f"Bearer {token}"})
+        assert answer.status == 200
+        items = json.loads(answer.body)["endpoints"].get("items")
+        if token == ADMIN_TOKEN:
+            (named,) = [item for item in items if item["model"] == model]
+            assert (named["provider"], named["state"]) == ("openai", "closed")
+            assert house.upstream.base_url not in answer.text
+        else:
+            assert items is None
+            assert model not in answer.text
 
 
 async def test_live_and_ready_answer_200_while_all_is_well(house: House) -> None:
