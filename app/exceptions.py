@@ -161,6 +161,8 @@ class Forbidden(CallerError):
     status = 403
     code = "forbidden"
     type = "permission_error"
+    refused_to: object | None = None
+    """The identity that may not call now, where it is known: its call leaves a record."""
 
     def __init__(self, message: str = "This credential may not do that.") -> None:
         super().__init__(message)

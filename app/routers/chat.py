@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import NoReturn
 
 import msgspec
 
@@ -26,7 +27,14 @@ from app.domain.catalog import Model
 from app.domain.identity import Identity
 from app.domain.ids import time_of, unix_ms_of
 from app.domain.record import CallRecord
-from app.exceptions import DependencyUnavailable, GatewayError, ModelNotFound, NotFound
+from app.exceptions import (
+    CallerError,
+    DependencyUnavailable,
+    Forbidden,
+    GatewayError,
+    ModelNotFound,
+    NotFound,
+)
 from app.middleware.exchange import Exchange
 from app.middleware.route import Route
 from app.models.me_schemas import MeView
@@ -90,9 +98,12 @@ class DataPlane:
     def _calling_with_form(self, dialect: Transcriptions) -> Route:
         async def call(exchange: Exchange) -> None:
             started_s = self._container.clock.monotonic()
-            identity = await self._identify(exchange)
+            identity = await self._caller(exchange, dialect, started_s)
             body = await self._body(exchange, is_form=True)
-            read = dialect.read_form(body, exchange.headers[b"content-type"])
+            try:
+                read = dialect.read_form(body, exchange.headers[b"content-type"])
+            except CallerError as error:
+                await self._refused(_meter(exchange, identity, _unread(dialect, b""), started_s), error)
             await self._made(exchange, dialect, _meter(exchange, identity, read, started_s))
 
         return Route({"POST": call}, dialect.error_body)
@@ -151,13 +162,16 @@ class DataPlane:
         """One call: who, what, then `services/chat.py`. `model`, where given, stands in the body's place."""
         container = self._container
         started_s = container.clock.monotonic()
-        identity = await self._identify(exchange)
+        identity = await self._caller(exchange, dialect, started_s)
         body = await self._body(exchange)
-        if model is not None:
-            body = with_model(body, model)
-        call = dialect.read(body)
-        if dialect.passes_headers:
-            call = msgspec.structs.replace(call, headers=exchange.passed(dialect.passes_headers))
+        try:
+            if model is not None:
+                body = with_model(body, model)
+            call = dialect.read(body)
+            if dialect.passes_headers:
+                call = msgspec.structs.replace(call, headers=exchange.passed(dialect.passes_headers))
+        except CallerError as error:
+            await self._refused(_meter(exchange, identity, _unread(dialect, body), started_s), error)
         await self._made(exchange, dialect, _meter(exchange, identity, call, started_s))
 
     async def _made(self, exchange: Exchange, dialect: Dialect, meter: Meter) -> None:
@@ -201,6 +215,21 @@ class DataPlane:
             raise DependencyUnavailable("configuration")  # no model is known yet: that is no reason to call one unknown
         return await self._container.identities.of(exchange.credential(), address=exchange.address)
 
+    async def _caller(self, exchange: Exchange, dialect: Dialect, started_s: float) -> Identity:
+        """Who makes a call. One who is known and may not call now leaves a record of it, too."""
+        try:
+            return await self._identify(exchange)
+        except Forbidden as error:
+            if isinstance(error.refused_to, Identity):
+                await self._refused(_meter(exchange, error.refused_to, _unread(dialect, b""), started_s), error)
+            raise
+
+    async def _refused(self, meter: Meter, error: CallerError) -> NoReturn:
+        """Leave the record of a call that was refused before it was one. Raises: the error."""
+        async with self._container.usage_log.logged(meter):
+            raise error
+        raise AssertionError("the context does not swallow it")
+
     async def _record(self, request_id: str) -> CallRecord | None:
         try:
             age_s = self._container.clock.now().timestamp() - unix_ms_of(request_id) / 1000
@@ -230,6 +259,33 @@ def _told(exchange: Exchange, meter: Meter) -> bytes:
     """What makes two requests the same. A form's boundary is drawn anew each time it is sent, so of forms only the path counts."""
     is_form = exchange.headers.get(b"content-type", b"").lower().startswith(b"multipart/")
     return exchange.path.encode("utf-8", "surrogatepass") + b"\n" + (b"" if is_form else meter.call.body)
+
+
+def _unread(dialect: Dialect, body: bytes) -> Call:
+    """A request that could not be read as a call: its record names the model, if it names one, and shows the body."""
+    try:
+        model = _named_model(body).model
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        model = ""
+    return Call(
+        dialect=dialect.name,
+        model=model,
+        is_stream=False,
+        wants_usage=False,
+        max_tokens=None,
+        choices=1,
+        prompt_bytes=0,
+        images=0,
+        body=body,
+        fields={},
+    )
+
+
+class _Named(msgspec.Struct):
+    model: str = ""
+
+
+_named_model = msgspec.json.Decoder(_Named).decode
 
 
 def _is_own(record: CallRecord, identity: Identity) -> bool:

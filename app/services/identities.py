@@ -36,6 +36,7 @@ from app.domain.identity import (
 )
 from app.exceptions import (
     DependencyUnavailable,
+    Forbidden,
     GatewayError,
     InvalidApiKey,
     InvalidRequest,
@@ -176,8 +177,10 @@ class Identities:
             self._known.move_to_end(place)
         try:
             self._require_may_call(identity, address)
-        except PaymentExpired:
-            await self._until_stored(identity.user.oid)
+        except Forbidden as error:
+            error.refused_to = identity
+            if isinstance(error, PaymentExpired):
+                await self._until_stored(identity.user.oid)
             raise
         except InvalidApiKey:
             raise _Ended from None

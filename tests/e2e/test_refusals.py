@@ -8,6 +8,7 @@ import time
 
 from tests.e2e.house import House, error_of
 from tests.e2e.test_sdk import sdk
+from tests.kit import raw_http
 from tests.kit.raw_http import RawResponse
 
 
@@ -107,3 +108,53 @@ show({"seconds": time.monotonic() - began, "retries": retries})
 
     assert found["retries"] == [0, 1]
     assert 4 < found["seconds"] < 8
+
+
+async def test_a_call_that_cannot_be_read_is_in_the_log_with_its_reason_and_its_body(house: House) -> None:
+    user = await house.user()
+    key, model = await house.key(user), await house.model()
+
+    refused = [
+        await house.chat(key, model, api_base="http://127.0.0.1"),
+        await house.chat(key, model, max_tokens=-1),
+        await house.chat(key, model, path="/v1/messages"),
+        await house.chat(key, model, path="/v1/embeddings"),
+    ]
+
+    for answer, code in zip(
+        refused,
+        ["param_not_allowed", "invalid_request", "missing_required_parameter", "missing_required_parameter"],
+        strict=True,
+    ):
+        assert answer.status == 400
+        record = await house.record(answer.header("x-request-id") or "")
+        assert (record["outcome"], record["http_status"], record["error_code"]) == ("refused", 400, code)
+        assert (record["requested_model"], record["cost_usd"], record["attempts"]) == (model, "0.000000000", 0)
+        async with asyncio.timeout(10):
+            while record["content"] is None:
+                record = await house.record(answer.header("x-request-id") or "")
+        assert model in record["content"]["request"]
+        headers = {"Authorization": f"Bearer {key}"}
+        path = f"/v1/usage/{record['request_id']}"
+        assert (await raw_http.call(house.gateway.port, "GET", path, headers=headers)).status == 200
+    summary = await house.admin("GET", f"usage/summary?group_by=user&user_oid={user}", expect=200)
+    assert summary["total"]["requests"] == 0, "they stand outside the sums"
+
+
+async def test_a_call_of_somebody_who_may_not_call_now_is_in_the_log_too(house: House) -> None:
+    model = await house.model()
+    expired, suspended, elsewhere = [await house.user() for _ in range(3)]
+    keys = {
+        "payment_expired": await house.key(expired),
+        "user_suspended": await house.key(suspended),
+        "ip_not_allowed": await house.key(elsewhere, allowed_ips=["10.9.8.7"]),
+    }
+    await house.admin("PATCH", f"users/{expired}", {"payment_valid_until": "2020-01-31"}, expect=200)
+    await house.admin("PATCH", f"users/{suspended}", {"payment_status": "suspended"}, expect=200)
+
+    for code, key in keys.items():
+        answer = await house.chat(key, model)
+        assert (answer.status, error_of(answer)["code"]) == (403, code)
+        record = await house.record(answer.header("x-request-id") or "")
+        assert (record["outcome"], record["http_status"], record["error_code"]) == ("refused", 403, code)
+        assert record["key_id"]
