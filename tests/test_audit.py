@@ -7,6 +7,7 @@ Covers T032, T033, T034 and T142 of the catalogue.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime, timedelta
@@ -16,6 +17,7 @@ from typing import Any
 import httpx2
 import pytest
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database import transaction
 from app.domain.access import Actor, Role
@@ -56,6 +58,16 @@ async def viewer(gateway: Gateway) -> AsyncIterator[Client]:
     _, token = await gateway.management.admins.create(OWNER, AdminSpec("vera", Role.VIEWER))
     async with open_client(open_app(gateway), token) as client:
         yield client
+
+
+async def test_verifications_at_once_leave_the_pool_to_others(gateway: Gateway, engine: AsyncEngine) -> None:
+    await with_trail(gateway)
+    async with gateway.audit.verifying:
+        waiting = [asyncio.create_task(gateway.audit.verify()) for _ in range(20)]
+        await asyncio.sleep(0.05)
+        assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+    assert {(await task).verified for task in waiting} == {5}
 
 
 async def test_rows_written_alike_are_hashed_as_rows_written_one_by_one(gateway: Gateway) -> None:

@@ -8,10 +8,11 @@ Ids are gapless because a row is only ever written under the lock of the revisio
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -28,8 +29,8 @@ from app.storage.management_ports import Anchor, AuditEntry, AuditQuery, AuditRo
 
 GENESIS = bytes(32)
 """What the first row's hash stands on."""
-BATCH_ROWS = 1000
-"""Rows that `verify` holds in memory at once."""
+BATCH_ROWS = 200
+"""Rows that `verify` hashes between two turns of the event loop: about 4 ms."""
 
 _HASHED = ("id", "at", "actor", "role", "address", "action", "object_kind", "object_id", "before", "after")
 _SEARCHED = (audit_log.c.actor, audit_log.c.action, audit_log.c.object_kind, audit_log.c.object_id)
@@ -144,6 +145,8 @@ class SqlAudit:
     """`AuditStore` on PostgreSQL."""
 
     engine: AsyncEngine
+    verifying: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False, compare=False)
+    """One verification at a time: each holds a connection until it is through, and calls need the pool's others."""
 
     async def append(self, entry: AuditEntry) -> None:
         async with transaction(self.engine) as connection:
@@ -191,7 +194,7 @@ class SqlAudit:
     async def verify(self, anchors: Sequence[Anchor] = ()) -> AuditVerdict:
         anchored = {anchor.id: anchor.hash for anchor in anchors}
         verified, expected_id, previous_hash = 0, 1, GENESIS
-        async with transaction(self.engine, read_only_snapshot=True) as connection:
+        async with self.verifying, transaction(self.engine, read_only_snapshot=True) as connection:
             head = await _head(connection)
             statement = select(audit_log).order_by(audit_log.c.id).execution_options(yield_per=BATCH_ROWS)
             async with connection.stream(statement) as rows:
