@@ -929,6 +929,37 @@ async def test_a_malformed_admin_token_is_refused_without_a_look_up(
             await _refused(client.get("/users", headers=headers), 401, "invalid_api_key")
 
 
+async def test_a_patch_changes_only_what_it_names_of_what_is_made_of_several(api: Client) -> None:
+    await _with_user(api)
+    waits = {"mode": "queue", "max_wait_seconds": 7, "fallback_model": None}
+    key = await _ok(api.post("/keys", json={"user_oid": "u", "overflow": waits}), 201)
+    await _ok(api.post("/models", json={"name": "m"}), 201)
+    timeouts = {"connect_seconds": 1, "first_token_seconds": 2, "between_tokens_seconds": 3, "total_seconds": 4}
+    checks, breaker = {"kind": "none", "interval_seconds": 9}, {"faults_in_row": 3, "open_seconds": 20}
+    endpoint = await _ok(
+        api.post(
+            "/endpoints",
+            json={"model": "m", "provider": "demo", "timeouts": timeouts, "health_check": checks, "breaker": breaker},
+        ),
+        201,
+    )
+
+    patched = await _ok(api.patch(f"/keys/{key['id']}", json={"overflow": {"max_wait_seconds": 8}}))
+    assert patched["overflow"] == {**waits, "max_wait_seconds": 8}
+    named = {
+        "timeouts": {"connect_seconds": 5},
+        "health_check": {"interval_seconds": 10},
+        "breaker": {"faults_in_row": 4},
+    }
+    patched = await _ok(api.patch(f"/endpoints/{endpoint['id']}", json=named))
+    assert patched["timeouts"] == {**endpoint["timeouts"], "connect_seconds": 5}
+    assert patched["health_check"] == {"kind": "none", "interval_seconds": 10}
+    assert patched["breaker"] == {**endpoint["breaker"], "faults_in_row": 4}
+
+    patched = await _ok(api.patch(f"/endpoints/{endpoint['id']}", json={"timeouts": {"first_token_seconds": 6}}))
+    assert (patched["timeouts"]["unary_seconds"], patched["timeouts"]["total_seconds"]) == (6, 4)
+
+
 async def test_a_window_that_is_sent_along_with_a_limit_on_concurrency_means_nothing(api: Client) -> None:
     await _with_user(api)
     limit = {"kind": "concurrency", "limit": 2, "window_seconds": 60}

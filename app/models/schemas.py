@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from datetime import UTC, date, datetime
-from typing import Annotated, Any, Generic, TypeVar, cast
+from typing import Annotated, Any, Generic, Self, TypeVar, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, StrictBool, StrictInt, StrictStr
 
@@ -22,6 +22,7 @@ from app.domain.limits import Limit, LimitKind
 from app.domain.money import PicoUsd, pico_to_usd_per_mtok
 from app.domain.pricing import Price, Rates, ServiceTier, Tier
 from app.models.money_fields import Usd, UsdEach, UsdPerMtok, amount_text, each_text
+from app.services.command import Part
 from app.services.manage_access import AdminChanges, AppChanges, KeyChanges
 from app.services.manage_catalog import EndpointChanges, ModelChanges, NewCredential
 from app.services.manage_users import UserChanges
@@ -86,12 +87,31 @@ class _Body(BaseModel):
         names = self.model_fields_set if only_named else type(self).model_fields
         return {name: _domain(getattr(self, name)) for name in names}
 
+    def parts(self) -> dict[str, Part]:
+        """Of a patch, the fields that are made of several: only what the caller named of them is to change."""
+        values = {name: getattr(self, name) for name in self.model_fields_set}
+        return {name: Part(value.onto) for name, value in values.items() if isinstance(value, _Merging)}
+
 
 class _Shape(_Body, ABC):
     """A part of a body that stands for one value of the domain."""
 
     @abstractmethod
     def domain(self) -> object: ...
+
+
+class _Merging(_Shape, ABC):
+    """A shape of which a patch may name a part; the rest stays as it is."""
+
+    @classmethod
+    @abstractmethod
+    def of(cls, value: Any, /) -> Self: ...
+
+    def onto(self, value: Any) -> object:
+        return type(self).of(value).model_copy(update=self.named()).domain()
+
+    def named(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.model_fields_set}
 
 
 def _domain(value: Any) -> Any:
@@ -357,7 +377,7 @@ class BulkExpiryView(_View):
 # ── Keys ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class OverflowShape(_Shape):
+class OverflowShape(_Merging):
     mode: OverflowMode = OverflowMode.REJECT
     max_wait_seconds: Annotated[float, Field(ge=0, le=600, strict=True, allow_inf_nan=False)] = 10.0
     fallback_model: Text | None = None
@@ -366,7 +386,7 @@ class OverflowShape(_Shape):
         return Overflow(self.mode, self.max_wait_seconds, self.fallback_model)
 
     @classmethod
-    def of(cls, overflow: Overflow) -> OverflowShape:
+    def of(cls, overflow: Overflow) -> Self:
         return cls(mode=overflow.mode, max_wait_seconds=overflow.max_wait_s, fallback_model=overflow.fallback_model)
 
 
@@ -397,8 +417,9 @@ class KeyPatch(_Body):
     overflow: OverflowShape = OverflowShape()
     labels: Labels = {}
 
-    def changes(self) -> KeyChanges:
-        return cast(KeyChanges, self.fields(only_named=True))
+    def changes(self, *, merges: bool = False) -> KeyChanges:
+        """With `merges`, what is made of several keeps what was not named of it."""
+        return cast(KeyChanges, self.fields(only_named=True) | (self.parts() if merges else {}))
 
 
 class KeyView(_View):
@@ -647,7 +668,7 @@ class ModelView(_View):
         )
 
 
-class TimeoutsShape(_Shape):
+class TimeoutsShape(_Merging):
     connect_seconds: Seconds = 5
     first_token_seconds: Seconds = 60
     between_tokens_seconds: Seconds = 30
@@ -665,8 +686,15 @@ class TimeoutsShape(_Shape):
             self.connect_seconds, self.first_token_seconds, self.between_tokens_seconds, self.total_seconds, unary
         )
 
+    def named(self) -> dict[str, Any]:
+        """As in `domain`: who names the one and not the other means both."""
+        named = super().named()
+        if "first_token_seconds" in named:
+            named.setdefault("unary_seconds", named["first_token_seconds"])
+        return named
+
     @classmethod
-    def of(cls, timeouts: Timeouts) -> TimeoutsShape:
+    def of(cls, timeouts: Timeouts) -> Self:
         return cls(
             connect_seconds=timeouts.connect_s,
             first_token_seconds=timeouts.first_token_s,
@@ -676,7 +704,7 @@ class TimeoutsShape(_Shape):
         )
 
 
-class HealthCheckShape(_Shape):
+class HealthCheckShape(_Merging):
     kind: HealthCheckKind = HealthCheckKind.MODELS
     interval_seconds: Seconds = 30
 
@@ -684,11 +712,11 @@ class HealthCheckShape(_Shape):
         return HealthCheck(self.kind, self.interval_seconds)
 
     @classmethod
-    def of(cls, check: HealthCheck) -> HealthCheckShape:
+    def of(cls, check: HealthCheck) -> Self:
         return cls(kind=check.kind, interval_seconds=check.interval_s)
 
 
-class BreakerShape(_Shape):
+class BreakerShape(_Merging):
     """When the endpoint is left alone, and for how long. See docs/routing.md."""
 
     faults_in_row: Annotated[StrictInt, Field(ge=1, le=1000)] = Field(5, description="So many, and it opens.")
@@ -720,7 +748,7 @@ class BreakerShape(_Shape):
         )
 
     @classmethod
-    def of(cls, rules: BreakerRules) -> BreakerShape:
+    def of(cls, rules: BreakerRules) -> Self:
         return cls(
             faults_in_row=rules.faults_in_row,
             fault_percent=rules.fault_percent,
@@ -782,8 +810,9 @@ class EndpointPatch(_Body):
     breaker: BreakerShape = BreakerShape()
     price: PriceShape | None = None
 
-    def changes(self) -> EndpointChanges:
-        fields = self.fields(only_named=True)
+    def changes(self, *, merges: bool = False) -> EndpointChanges:
+        """With `merges`, what is made of several keeps what was not named of it."""
+        fields = self.fields(only_named=True) | (self.parts() if merges else {})
         fields.pop("api_key", None)
         if "api_base" in fields:
             fields["api_base"] = self.api_base or ""

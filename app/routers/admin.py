@@ -147,7 +147,7 @@ async def get_key(services: Services, key_id: str, version: Versioned) -> KeyVie
 async def patch_key(services: Services, actor: Caller, key_id: str, body: KeyPatch, version: Versioned) -> KeyView:
     """Change what is named; calls that were admitted finish on what they were admitted with."""
     require_budgets_only(actor, body.model_fields_set)
-    row = await services.management.keys.patch(actor, key_id, body.changes(), expected=version.expected)
+    row = await services.management.keys.patch(actor, key_id, body.changes(merges=True), expected=version.expected)
     version.tell(row.spec)
     return KeyView.of(row, services.clock.now())
 

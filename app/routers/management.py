@@ -132,7 +132,7 @@ async def patch_endpoint(
 ) -> LiveEndpointView:
     """Change what is named. Another host in `api_base` needs the `api_key` again."""
     commands = services.management.endpoints
-    changes, credential = body.changes(), body.credential()
+    changes, credential = body.changes(merges=True), body.credential()
     row = await commands.patch(actor, endpoint_id, changes, credential, expected=version.expected)
     version.tell(row.spec)
     return _view(services, row)
@@ -421,18 +421,14 @@ class SettingView(BaseModel):
     is_default: bool
 
 
-class SettingsView(BaseModel):
-    items: list[SettingView]
-
-
 _HIDDEN = frozenset({"database_url", "redis_url", "alert_webhook_url", "audit_anchor"})
 """Not secrets by type, but they hold passwords, or tokens in their paths."""
 
 
 @settings.get("")
-async def list_settings(services: Services) -> SettingsView:
+async def list_settings(services: Services) -> PageView[SettingView]:
     """The settings this process runs on. They come from the environment and are changed there."""
-    return SettingsView(items=[_setting(services.settings, name) for name in Settings.model_fields])
+    return PageView(items=[_setting(services.settings, name) for name in Settings.model_fields], next_cursor=None)
 
 
 def _setting(current: Settings, name: str) -> SettingView:

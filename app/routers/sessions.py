@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from app.domain.access import Role
-from app.models.schemas import Moment
+from app.models.schemas import Moment, PageView
 from app.routers.deps import Caller, Services, admin_router
 from app.storage.session_ports import SessionKind, SessionRow
 
@@ -40,14 +40,11 @@ class SessionView(BaseModel):
         )
 
 
-class SessionsView(BaseModel):
-    items: list[SessionView]
-
-
 @sessions.get("")
-async def list_sessions(services: Services) -> SessionsView:
+async def list_sessions(services: Services) -> PageView[SessionView]:
     """The dashboard's open sessions, newest first."""
-    return SessionsView(items=[SessionView.of(row) for row in await services.admin_sessions.open_sessions()])
+    rows = await services.admin_sessions.open_sessions()
+    return PageView(items=[SessionView.of(row) for row in rows], next_cursor=None)
 
 
 @sessions.delete("/{session_id}", status_code=204)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from uuid import uuid4
 
 import msgspec
@@ -88,6 +88,25 @@ class Commands:
                     await self.publish(revision, kind, ref)
         except Exception:  # noqa: BLE001 - whatever the messenger raises, the change stands and polling brings it
             logger.warning("change_not_published", revisions=[revision for revision, _, _ in command.announced])
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a patch names of a field that is made of several, to be laid over what is there."""
+
+    onto: Callable[[Any], object]
+
+
+Spec = TypeVar("Spec")
+
+
+def patched(spec: Spec, changes: Mapping[str, object]) -> Spec:
+    """The spec with what was named."""
+    new = {
+        name: change.onto(getattr(spec, name)) if isinstance(change, Part) else change
+        for name, change in changes.items()
+    }
+    return cast(Spec, replace(cast(Any, spec), **new))
 
 
 def snapshot(value: object) -> object:

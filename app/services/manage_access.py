@@ -13,7 +13,7 @@ from app.domain.identity import KeyStatus, LogContent, Overflow
 from app.domain.limits import Limit
 from app.exceptions import Conflict, Forbidden, InvalidRequest
 from app.services.api_key import ADMIN_TOKEN_PREFIX, APP_SECRET_PREFIX, NewKey, new_key
-from app.services.command import ANY_VERSION, Commands, Expected, missing, new_id, require_version
+from app.services.command import ANY_VERSION, Commands, Expected, Part, missing, new_id, patched, require_version
 from app.services.manage_users import existing_user
 from app.services.management_rules import (
     checked_networks,
@@ -55,7 +55,7 @@ class KeyChanges(TypedDict, total=False):
     log_content: LogContent | None
     limits: tuple[Limit, ...] | None
     budgets: tuple[Budget, ...]
-    overflow: Overflow
+    overflow: Overflow | Part
     labels: Mapping[str, str]
 
 
@@ -96,7 +96,7 @@ class KeyCommands:
         async with self.commands.opened(actor) as command:
             row = await _existing_key(command.tx, key_id)
             require_version(row.spec, expected)
-            spec = await checked_key(command.tx, replace(row.spec, **changes))
+            spec = await checked_key(command.tx, patched(row.spec, changes))
             await command.tx.update_key(key_id, spec, command.now)
             await command.audit("key.update", key_id, before=row.spec, after=spec)
             await command.announce("key", key_id)

@@ -13,7 +13,17 @@ from app.domain.egress import EgressPolicy, checked_url, host_of
 from app.domain.limits import Limit
 from app.domain.pricing import Price
 from app.exceptions import Conflict, InUse, InvalidRequest
-from app.services.command import ANY_VERSION, Command, Commands, Expected, missing, new_id, require_version
+from app.services.command import (
+    ANY_VERSION,
+    Command,
+    Commands,
+    Expected,
+    Part,
+    missing,
+    new_id,
+    patched,
+    require_version,
+)
 from app.services.management_rules import (
     require_budgets,
     require_limits,
@@ -187,9 +197,9 @@ class EndpointChanges(TypedDict, total=False):
     max_concurrency: int | None
     requests_per_minute: int | None
     tokens_per_minute: int | None
-    timeouts: Timeouts
-    health_check: HealthCheck
-    breaker: BreakerRules
+    timeouts: Timeouts | Part
+    health_check: HealthCheck | Part
+    breaker: BreakerRules | Part
     price: Price | None
 
 
@@ -241,7 +251,7 @@ class EndpointCommands:
         async with self.commands.opened(actor) as command:
             row = await existing_endpoint(command.tx, endpoint_id)
             require_version(row.spec, expected)
-            spec = self.checked(replace(row.spec, **changes))
+            spec = self.checked(patched(row.spec, changes))
             has_credential = row.credential_last4 is not None
             if credential is None and has_credential and not _goes_to_same_place(row.spec, spec):
                 raise InvalidRequest("Another host needs its api_key: send 'api_key' along.", param="api_key")
