@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -202,3 +204,22 @@ async def test_other_dialects_are_refused_without_blaming_the_endpoint() -> None
 
     assert isinstance(caught.value.error, InvalidRequest)
     assert not caught.value.is_endpoint_fault
+
+
+async def test_the_readme_shows_the_answer_that_its_first_curl_line_gets_and_adds_it_up() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    pasted = {"model": "demo", "messages": [{"role": "user", "content": "Say hello."}]}
+    call = DIALECT.read(json.dumps(pasted).encode())
+    provider = DemoProvider(clock=HeldClock())
+    async with provider.opened(call, ENDPOINT, DIALECT, a_meter(call), max_tokens=None, deadline_s=60) as answer:
+        usage = msgspec.json.decode(answer.body)["usage"]
+    tokens_in, tokens_out = usage["prompt_tokens"], usage["completion_tokens"]
+    cost = f"0.000{(tokens_in * 25 + tokens_out * 100):04d}"
+
+    shown = f'"usage":{{"prompt_tokens":{tokens_in},"completion_tokens":{tokens_out},"total_tokens":{tokens_in + tokens_out}}}'
+    assert shown in readme
+    assert f"{tokens_in} × 0.0000025 + {tokens_out} × 0.00001 = {cost} USD" in readme
+    assert f"x-gateway-cost-usd: {cost}00" in readme
+    assert f"x-gateway-budget-remaining-usd: {10 - float(cost):.9f}" in readme
+    assert f'"spent_after_usd": "{cost}00"' in readme
+    assert f"${cost} of $10 spent" in readme
