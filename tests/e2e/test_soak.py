@@ -1,4 +1,7 @@
-"""T137, the short form: mixed calls for a while, and nothing that has grown afterwards. SOAK_CALLS=20000 makes it the long one."""
+"""T137, the short form: mixed calls for a while, and nothing that has grown afterwards. SOAK_CALLS=20000 makes it the long one.
+
+Either prints what it found: `SOAK_CALLS=20000 pytest tests/e2e/test_soak.py -s --timeout 1800`.
+"""
 
 from __future__ import annotations
 
@@ -75,6 +78,7 @@ async def at_rest(gateway: GatewayProcess) -> dict[str, float]:
 
 
 async def test_nothing_grows_with_the_number_of_calls(house: House) -> None:
+    """T137."""
     key = await house.key()
     models = {name: await house.model() for name in ("good", "bad", "slow")}
     failing, slow = Scenario(status=400, error_message="no"), Scenario(chunks=40, gap_ms=10)
@@ -90,6 +94,10 @@ async def test_nothing_grows_with_the_number_of_calls(house: House) -> None:
     assert abs(after["open_fds"] - before["open_fds"]) <= 10, (before, after)
     assert after["inflight_requests"] == 0
     grown = after["resident_memory_bytes"] - before["resident_memory_bytes"]
+    slope_mb = grown / 1e6 / (CALLS / 10_000)
+    print(
+        f"{CALLS} calls after {WARM_UP}: memory {grown / 1e6:+.2f} MB, {slope_mb:+.2f} MB for 10,000; {before} → {after}"
+    )
     # 1 MB per 10,000 calls is what the long form allows; here the allocator's own steps are larger than that.
     assert grown < 8_000_000 + CALLS / 10_000 * 1_000_000, (before, after)
     assert '"unexpected_error"' not in log
