@@ -18,6 +18,7 @@ from typing import Final
 
 AT_ONCE: Final = 256
 """Taken in one turn: some 10 ms of it."""
+FEW: Final = 16
 STATE: Final = "doorway"
 """Under this name the server hands it to its connections."""
 
@@ -34,14 +35,14 @@ class Doorway:
         async with asyncio.TaskGroup() as self._guests:
             await asyncio.Event().wait()
 
-    def take_in(self, make_connection: Factory, port: int | None) -> None:
-        """The server has just taken one in at this port: take the others."""
+    def take_in(self, make_connection: Factory, port: int | None, *, room: int = AT_ONCE) -> None:
+        """The server has just taken one in at this port: take the others, no more than there is room for and a few to be refused."""
         if self._guests is None:
             return
         if self._doors is None:
             self._doors = [door for door in listening_sockets() if _is_at(door, port)]
         for door in self._doors:
-            for _ in range(AT_ONCE):
+            for _ in range(min(AT_ONCE, max(FEW, room))):
                 try:
                     guest, _ = door.accept()
                 except OSError:  # nobody is there any more, mostly

@@ -25,6 +25,7 @@ from app.exposition import siblings_of
 from app.lifespan import Process, departure_of, running
 from app.middleware.admin_session import AdminSessionMiddleware
 from app.middleware.gateway import GatewayMiddleware
+from app.open_files import Room, want_more_files
 from app.routers import admin, alerts, apps, health, management, metrics, sessions, sign_in
 from app.routers.chat import DataPlane
 from app.routers.docs import add_docs, add_static
@@ -88,6 +89,7 @@ def _container(
 ) -> Container:
     """What routers receive: the parts by name, and what only they need."""
     zone, engine = settings.budget_zone, stores.engine
+    room = Room.within(settings.max_running_calls)
     overview = SqlOverview(engine)
     return Container(
         settings=settings,
@@ -117,7 +119,7 @@ def _container(
             zone=zone,
             default_limits=default_limits(settings),
         ),
-        overload=Overload(clock, chance=random, max_calls=settings.max_running_calls),
+        overload=Overload(clock, chance=random, max_calls=room.calls, max_connections=room.connections),
         doorway=Doorway(),
         endpoint_care=_endpoint_care(clock, stores, people, upstreams, calls),
         single_sign_on=single_sign_on_of(settings, people.admin_sessions, clock),
@@ -217,6 +219,7 @@ def _app() -> GatewayMiddleware:
         settings = load_settings()
         require_cluster_settings(settings)
         configure_logging(settings.log_level)
+        want_more_files()
         return create_app(settings)
     except SettingsError as error:
         sys.exit(f"The gateway does not start: {error}")

@@ -35,8 +35,13 @@ class Connection(HttpProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if self._doorway is not None and self.server is not None:
-            self._doorway.take_in(self._behind, self.server[1])
+        early, doorway = self._early, self._doorway
+        room = early.room_beside(len(self.connections)) if early is not None else 0
+        if early is not None and room < 0:
+            transport.write(early.at_the_door(self.server_state.default_headers))
+            transport.close()
+        if doorway is not None and self.server is not None:
+            doorway.take_in(self._behind, self.server[1], room=room)
 
     def _behind(self) -> Connection:
         """For one that was behind this one at the door, with nobody behind it."""

@@ -17,6 +17,7 @@ from typing import Final
 
 from app.domain.ids import RANDOM_BYTES, uuid7
 from app.exceptions import Overloaded
+from app.middleware.rate_headers import Headers
 from app.middleware.route import ErrorBody, Route
 from app.services.overload import Overload
 from app.telemetry import error_answered
@@ -49,6 +50,7 @@ class EarlyRefusals:
         self._overload = overload
         self._is_leaving = is_leaving
         self._bodies = dict(_by_path(routes))
+        self._first = next(iter(self._bodies.values()))
         self._prefixes = tuple(
             (version + route.prefix.encode(), _parts(route.error_body))
             for route in prefixes
@@ -67,31 +69,35 @@ class EarlyRefusals:
     def refuses(self) -> bool:
         return self._overload.refuses()
 
-    def of(self, data: bytes, server_headers: list[tuple[bytes, bytes]]) -> Refusal | None:
+    def of(self, data: bytes, server_headers: Headers) -> Refusal | None:
         """The refusal of this request, if it is a whole one and nothing else; None where it must be read to be answered."""
         body, closes = self._body_for(data), _closes_after(data)
         if body is None or closes is None:
             return None
+        return Refusal(self._answer(body, server_headers, closes=closes), closes)
+
+    def room_beside(self, connections: int) -> int:
+        """For how many more there is room; below zero: these are too many."""
+        return self._overload.max_connections - connections
+
+    def at_the_door(self, server_headers: Headers) -> bytes:
+        """For a connection that there is no room for."""
+        return self._answer(self._first, server_headers, closes=True)
+
+    def _answer(self, body: list[bytes], server_headers: Headers, *, closes: bool) -> bytes:
         request_id = uuid7(time.time_ns() // 1_000_000, os.urandom(RANDOM_BYTES)).encode()
         error = Overloaded(retry_after_s=self._overload.retry_after_s())
         error_answered(error)
         ms = math.ceil((error.retry_after_s or 0) * 1000)
         own = b"".join([b"%b: %b\r\n" % header for header in server_headers])
         content = request_id.join(body)
-        return Refusal(
+        return (
             b"HTTP/1.1 503 Service Unavailable\r\n%bx-request-id: %b\r\nrequest-id: %b\r\ncontent-type: application/json\r\n"
             b"retry-after: %d\r\nretry-after-ms: %d\r\n%bcontent-length: %d\r\n\r\n%b"
             % (
-                own,
-                request_id,
-                request_id,
-                -(-ms // 1000),
-                ms,
-                b"connection: close\r\n" if closes else b"",
-                len(content),
-                content,
-            ),
-            closes,
+                *(own, request_id, request_id, -(-ms // 1000), ms),
+                *(b"connection: close\r\n" if closes else b"", len(content), content),
+            )
         )
 
     def _body_for(self, data: bytes) -> list[bytes] | None:

@@ -19,6 +19,7 @@ from app.exceptions import (
     FailureKind,
     GatewayError,
     NoHealthyEndpoint,
+    Overloaded,
     UpstreamBadResponse,
     UpstreamError,
     UpstreamRejected,
@@ -89,7 +90,9 @@ def of_bad_answer(fault: BadAnswer, *, status: int = 200, has_begun: bool = Fals
 def of_exchange(fault: ExchangeFailed, *, has_begun: bool = False, status: int | None = None) -> AttemptFailed:
     """The failure behind a broken exchange."""
     error: GatewayError
-    if fault.is_blocked:
+    if fault.is_ours:
+        error = Overloaded()
+    elif fault.is_blocked:
         error = EndpointBlocked()
     elif fault.is_timeout:
         error = UpstreamTimeout()
@@ -106,7 +109,12 @@ def of_exchange(fault: ExchangeFailed, *, has_begun: bool = False, status: int |
     # the doubt, and nobody pays for what is no answer.
     may_be_billed = fault.is_sent and (fault.is_timeout or (status == 200 and isinstance(error, UpstreamError)))
     return AttemptFailed(
-        kind=kind, reason=fault.reason, error=error, may_be_billed=may_be_billed, upstream_status=status
+        kind=kind,
+        reason=fault.reason,
+        error=error,
+        is_endpoint_fault=not fault.is_ours,
+        may_be_billed=may_be_billed,
+        upstream_status=status,
     )
 
 

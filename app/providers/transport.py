@@ -19,6 +19,7 @@ cancellation is always somebody else's and passes on as it is.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import socket
@@ -98,15 +99,18 @@ class Outgoing(msgspec.Struct, frozen=True):
 class ExchangeFailed(Exception):
     """The exchange broke at the level of HTTP or below. `reason` is a short word for the record.
 
-    `is_sent` is False only when not a byte of the request can have left.
+    `is_sent` is False only when not a byte of the request can have left. `is_ours`: this machine had nothing left to connect with.
     """
 
-    def __init__(self, reason: str, *, is_sent: bool, is_timeout: bool = False, is_blocked: bool = False) -> None:
+    def __init__(
+        self, reason: str, *, is_sent: bool, is_timeout: bool = False, is_blocked: bool = False, is_ours: bool = False
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.is_sent = is_sent
         self.is_timeout = is_timeout
         self.is_blocked = is_blocked
+        self.is_ours = is_ours
 
 
 class AddressBlocked(Exception):
@@ -430,6 +434,8 @@ class Exchange:
         if isinstance(fault, AddressBlocked):
             raise ExchangeFailed("endpoint_blocked", is_sent=False, is_blocked=True) from None
         if not self.is_sent:
+            if getattr(fault, "errno", None) in _NOTHING_LEFT:
+                raise ExchangeFailed("no_sockets", is_sent=False, is_ours=True) from fault
             for kind, reason in _WHILE_DIALLING:
                 if isinstance(fault, kind):
                     raise ExchangeFailed(reason, is_sent=False) from fault
@@ -437,6 +443,8 @@ class Exchange:
         raise ExchangeFailed(reason, is_sent=self.is_sent) from fault
 
 
+_NOTHING_LEFT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+"""Of files, memory or local ports: the endpoint was not even asked."""
 _WHILE_DIALLING: tuple[tuple[type[BaseException], str], ...] = (
     # Special ones first: all of these derive from OSError.
     (ssl.SSLCertVerificationError, "tls_certificate"),

@@ -46,10 +46,11 @@ RETRY_S: Final = (1.0, 3.0)
 class Overload:
     """Asked before every call. `is_refusing` is read with every piece that arrives, so it is plain."""
 
-    def __init__(self, clock: Clock, *, chance: Callable[[], float], max_calls: int) -> None:
+    def __init__(self, clock: Clock, *, chance: Callable[[], float], max_calls: int, max_connections: int) -> None:
         self._clock = clock
         self._chance = chance
         self._max_calls = max_calls
+        self.max_connections = max_connections
         self._due_s = clock.monotonic() + TICK_S
         self._late_s = 0.0
         self._late_for_s = 0.0

@@ -42,8 +42,8 @@ PREFIXES = (
 )
 
 
-def refusals(*, is_overloaded: bool = True, is_leaving: bool = False) -> EarlyRefusals:
-    overload = Overload(ManualClock(), chance=lambda: 0.5, max_calls=1000)
+def refusals(*, is_overloaded: bool = True, is_leaving: bool = False, max_connections: int = 100) -> EarlyRefusals:
+    overload = Overload(ManualClock(), chance=lambda: 0.5, max_calls=1000, max_connections=max_connections)
     overload.inside = FEW_CALLS
     if is_overloaded:
         for _ in range(int(PATIENCE_S / STALL_S)):
@@ -173,6 +173,20 @@ async def test_nothing_is_refused_while_the_loop_is_in_time_or_the_process_leave
             await connection.send(call())
             assert (await connection.response()).status == 200
         assert heard == [None]
+
+
+async def test_a_connection_that_there_is_no_room_for_is_refused_at_the_door() -> None:
+    """T138."""
+    async with serving(refusals(is_overloaded=False, max_connections=1)) as (port, heard), RawConnection(port) as first:
+        await first.send(call())
+        assert (await first.response()).status == 200
+        async with RawConnection(port) as second:
+            answer = await second.response()
+            assert (answer.status, json.loads(answer.body)["error"]["code"]) == (503, "overloaded")
+            assert answer.header("connection") == "close"
+        await first.send(call())
+        assert (await first.response()).status == 200
+    assert heard == [None, None]
 
 
 async def test_a_connection_that_was_just_taken_in_is_heard_when_the_server_leaves() -> None:

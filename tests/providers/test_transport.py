@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import ssl
 import threading
@@ -18,7 +19,9 @@ import pytest
 import uvloop
 
 from app.domain.egress import LAPTOP, NOTHING_PRIVATE, EgressPolicy
+from app.providers.failures import of_exchange
 from app.providers.transport import Deadlines, ExchangeFailed, Outgoing, Transport, tls_trusting
+from app.services.endpoint_faults import fault_of
 from tests.kit.certificates import make_certificate
 from tests.kit.scenario import RawPiece, Scenario
 from tests.kit.upstream import ScriptedUpstream
@@ -168,6 +171,23 @@ async def test_t074_a_refused_connection_has_sent_nothing(transport: Transport) 
         port = closed.getsockname()[1]
     fault = await failure(transport, post(f"http://127.0.0.1:{port}/v1"))
     assert (fault.reason, fault.is_sent, fault.is_timeout) == ("connect_failed", False, False)
+
+
+async def test_a_machine_without_sockets_blames_no_endpoint(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T138."""
+
+    def none_left(*_: object) -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("app.providers.transport.bounded_socket", none_left)
+
+    fault = await failure(transport, post("http://127.0.0.1:9/v1"))
+
+    assert (fault.reason, fault.is_sent, fault.is_ours) == ("no_sockets", False, True)
+    failed = of_exchange(fault)
+    assert (failed.error.code, failed.is_endpoint_fault, fault_of(failed)) == ("overloaded", False, None)
 
 
 async def test_an_unknown_host_has_sent_nothing(transport: Transport) -> None:

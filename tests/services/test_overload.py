@@ -13,7 +13,7 @@ from tests.kit.clock import ManualClock
 def overload(
     *, chance: float = 0.0, inside: int = FEW_CALLS, max_calls: int = 1000, clock: ManualClock | None = None
 ) -> Overload:
-    judged = Overload(clock or ManualClock(), chance=lambda: chance, max_calls=max_calls)
+    judged = Overload(clock or ManualClock(), chance=lambda: chance, max_calls=max_calls, max_connections=1000)
     judged.inside = inside
     return judged
 
