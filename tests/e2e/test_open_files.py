@@ -56,5 +56,5 @@ async def test_a_process_with_few_files_refuses_and_goes_on(house: House, tmp_pa
         if answer is not None and answer.status == 503:
             assert error_of(answer)["code"] == "overloaded"
     assert [answer.status for answer in after if answer] == [200] * 5
-    assert health["endpoints"]["unhealthy"] == 0  # type: ignore[index,call-overload]
+    assert health["endpoints"]["unhealthy"] == 0  # type: ignore[index]
     assert '"level":"error"' not in gateway.log_text()
