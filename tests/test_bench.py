@@ -68,6 +68,18 @@ def test_a_figure_is_the_median_of_its_rounds_and_its_json_holds_no_nan() -> Non
     assert figures[0]["medians"] == {"direct": None, "gateway": 400.0}
 
 
+def test_what_a_gateway_uses_while_nobody_calls_is_told_apart_from_its_calls() -> None:
+    outcome = Outcome(SHORT, targets=["direct", "gateway"], idle_cpu={"direct": None, "gateway": 0.02})
+    load = Result(calls=100, in_time=100, seconds=1.0)
+    outcome.measured[("gateway", UNARY.name)].append(Measured(load, cpu_us=500.0, took_s=1.0))
+
+    medians = {figure["title"]: figure["medians"] for figure in json.loads(as_json(outcome))["figures"]}
+
+    assert medians["CPU of it beyond what it uses idle"] == {"direct": None, "gateway": 300.0}
+    assert medians["CPU while nobody calls"] == {"direct": None, "gateway": 20.0}
+    assert medians["unary calls that a core of its own carries"] == {"direct": None, "gateway": 2000.0}
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [(["--workers", "1,zwei"], "--workers"), (["--workers", "0"], "--workers"), (["--only", "nothing"], "--only")],

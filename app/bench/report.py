@@ -52,6 +52,24 @@ def _cpu(measured: Measured) -> float | None:
     return measured.cpu_us
 
 
+def _beyond_idle(outcome: Outcome, target: str) -> float | None:
+    """Of a unary call, without what the process would have used in the same time anyway."""
+    idle = outcome.idle_cpu.get(target)
+    if idle is None:
+        return None
+    return _of(UNARY, lambda m: m.cpu_us and m.cpu_us - idle * m.took_s / m.load.calls * 1e6)(outcome, target)
+
+
+def _carried(measured: Measured) -> float | None:
+    """Calls that a core of its own carries: a second of CPU, shared out."""
+    return 1e6 / measured.cpu_us if measured.cpu_us else None
+
+
+def _idle(outcome: Outcome, target: str) -> float | None:
+    found = outcome.idle_cpu.get(target)
+    return None if found is None else found * 1000
+
+
 def _per_chunk(outcome: Outcome, target: str) -> float | None:
     stream, unary = _of(STREAM, _cpu)(outcome, target), _of(UNARY, _cpu)(outcome, target)
     return None if stream is None or unary is None else (stream - unary) / STREAM_CHUNKS
@@ -69,13 +87,17 @@ def _start(outcome: Outcome, target: str) -> float | None:
 
 ROWS: Final = (
     Row("CPU per unary call, 32 connections", "µs", _of(UNARY, _cpu), has_ratio=True),
+    Row("CPU of it beyond what it uses idle", "µs", _beyond_idle, has_ratio=True),
+    Row("CPU while nobody calls", "ms/s", _idle),
+    Row("unary calls that a core of its own carries", "/s", _of(UNARY, _carried)),
     Row("CPU per stream of 64 chunks, back to back", "µs", _of(STREAM, _cpu), has_ratio=True),
     Row("CPU per chunk of it, beyond a unary call", "µs", _per_chunk, has_ratio=True),
     Row("CPU per paced stream (50 ms + 64 × 20 ms)", "µs", _of(PACED, _cpu), has_ratio=True),
-    Row("unary calls per second", "/s", _of(UNARY, lambda m: m.load.in_time / m.load.seconds)),
+    Row("unary calls per second, as measured", "/s", _of(UNARY, lambda m: m.load.in_time / m.load.seconds)),
     Row("added latency at 100/s, 50 ms upstream, p50", "ms", _added(LATENCY, lambda m: m.load.p50_ms)),
     Row("added latency at 100/s, 50 ms upstream, p99", "ms", _added(LATENCY, lambda m: m.load.p99_ms)),
     Row("added time to first token, p50", "ms", _added(PACED, lambda m: m.load.first_p50_ms)),
+    Row("added time to first token, p99", "ms", _added(PACED, lambda m: m.load.first_p99_ms)),
     Row("memory per worker after load", "MB", _memory),
     Row("start to first answered call", "s", _start),
 )
@@ -127,6 +149,7 @@ def as_json(outcome: Outcome) -> str:
                 {"target": target, "scenario": scenario, "rounds": [as_fields(m) for m in found]}
                 for (target, scenario), found in outcome.measured.items()
             ],
+            "idle_cpu": outcome.idle_cpu,
             "memory_bytes": outcome.memory_bytes,
             "starts_s": outcome.starts_s,
         },

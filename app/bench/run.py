@@ -24,6 +24,8 @@ class Outcome:
     is_pinned: bool = False
     targets: list[str] = field(default_factory=list)
     measured: dict[tuple[str, str], list[Measured]] = field(default_factory=lambda: defaultdict(list))
+    idle_cpu: dict[str, float | None] = field(default_factory=dict)
+    """Seconds of CPU a second that each uses while nobody calls."""
     memory_bytes: dict[str, int | None] = field(default_factory=dict)
     starts_s: dict[str, list[float]] = field(default_factory=dict)
 
@@ -54,6 +56,9 @@ async def run(options: Options, progress: Progress) -> Outcome:
             for scenario in options.scenarios:
                 if not scenario.is_paced:
                     await stage.measured(target, scenario, WARM_UP_S)
+        for target in stage.targets:
+            progress.show(f"idle: {target.name}")
+            outcome.idle_cpu[target.name] = await stage.idle_cpu(target)
         await _rounds(stage, options, outcome, progress)
         for target in stage.targets:
             outcome.memory_bytes[target.name] = stage.worker_bytes(target)

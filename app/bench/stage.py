@@ -46,6 +46,8 @@ PLENTY: Final = 1_000_000_000
 ADMIN_TIMEOUT_S: Final = 10.0
 IDLE_SHARE: Final = 0.05
 IDLE_LOOK_S: Final = 0.3
+IDLE_MEASURED_S: Final = 2.0
+"""The kernel counts CPU by the hundredth of a second: an idle gateway uses some of these in two."""
 IDLE_WITHIN_S: Final = 15.0
 """After its load a gateway still writes what it has to write; that is part of what its calls cost."""
 
@@ -155,6 +157,8 @@ class Measured:
     load: Result
     cpu_us: float | None
     """Per call."""
+    took_s: float = 0.0
+    """From the first call until everything was written."""
 
 
 @dataclass(slots=True)
@@ -165,7 +169,7 @@ class Stage:
 
     async def measured(self, target: Target, scenario: Scenario, seconds: float) -> Measured:
         """Play a scenario against a target. Raises: BenchError when it could not answer."""
-        before_s = cpu_s(target.pid) if target.pid else 0.0
+        before_s, began_s = cpu_s(target.pid) if target.pid else 0.0, time.monotonic()
         line = await asyncio.to_thread(self.load.ask, msgspec.json.encode(target.job(scenario, seconds)))
         result = msgspec.json.decode(line, type=Result)
         if result.failed or not result.calls:
@@ -173,7 +177,17 @@ class Stage:
         if target.pid is None:
             return Measured(result, None)
         await until_idle(target.pid)
-        return Measured(result, (cpu_s(target.pid) - before_s) / result.calls * 1e6)
+        cpu_us = (cpu_s(target.pid) - before_s) / result.calls * 1e6
+        return Measured(result, cpu_us, time.monotonic() - began_s)
+
+    async def idle_cpu(self, target: Target) -> float | None:
+        """What a target uses while nobody calls, in seconds of CPU a second: its chores."""
+        if target.pid is None:
+            return None
+        await until_idle(target.pid)
+        before_s, began_s = cpu_s(target.pid), time.monotonic()
+        await asyncio.sleep(IDLE_MEASURED_S)
+        return (cpu_s(target.pid) - before_s) / (time.monotonic() - began_s)
 
     def worker_bytes(self, target: Target) -> int | None:
         """The resident memory of the largest process of a target."""
@@ -305,4 +319,4 @@ def _nginx_command(program: Path, home: Path, port: int, upstream_port: int) -> 
 
 def as_fields(measured: Measured) -> dict[str, object]:
     """For JSON."""
-    return {**asdict(measured.load), "cpu_us_per_call": measured.cpu_us}
+    return {**asdict(measured.load), "cpu_us_per_call": measured.cpu_us, "took_s": measured.took_s}
