@@ -6,7 +6,7 @@ period is open the moment it begins and a call is booked to the period it was ad
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta, tzinfo
 from enum import StrEnum
 from functools import lru_cache
@@ -38,6 +38,9 @@ class Budget:
     soft_limit_nanousd: NanoUsd | None
     hard_limit_nanousd: NanoUsd | None
     reserve: ReserveMode = ReserveMode.WORST_CASE
+    opened_ms: int = field(default=0, compare=False)
+    """Since when its holder has had it without a break. Its counter knows nothing of calls that were made while he had not; what was
+    counted for an earlier one is counted again from the ledger."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 from app.domain.histogram import BUCKETS
 
-SCHEMA_REVISION = "0014"
+SCHEMA_REVISION = "0015"
 """The newest migration. A process whose database says otherwise migrates (or waits for the one that does)."""
 
 MAX_NAME_CHARS = 200
@@ -359,6 +359,7 @@ budgets = Table(
     Column("soft_limit_nanousd", BigInteger),
     Column("hard_limit_nanousd", BigInteger),
     Column("reserve", Text, nullable=False, server_default="worst_case"),
+    Column("opened_ms", BigInteger, nullable=False, server_default="0"),
     _one_holder(),
     CheckConstraint("period IN ('daily', 'weekly', 'monthly', 'total')", name="period"),
     CheckConstraint("reserve IN ('worst_case', 'expected')", name="reserve"),

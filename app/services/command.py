@@ -111,7 +111,18 @@ def patched(spec: Spec, changes: Mapping[str, object]) -> Spec:
 
 def snapshot(value: object) -> object:
     """A spec as plain JSON values, for the audit trail. Money stays an integer, in the unit that its name says."""
-    return None if value is None else msgspec.to_builtins(value, str_keys=True)
+    return None if value is None else _as_set(msgspec.to_builtins(value, str_keys=True))
+
+
+def _as_set(value: object) -> object:
+    """Without what is kept of a budget that nobody sets."""
+    match value:
+        case dict():
+            return {name: _as_set(each) for name, each in value.items() if name != "opened_ms"}
+        case list() | tuple():
+            return [_as_set(each) for each in value]
+        case _:
+            return value
 
 
 def version_of(spec: object) -> str:
@@ -122,7 +133,7 @@ def version_of(spec: object) -> str:
     price = getattr(spec, "price", None)
     if price is not None:
         spec = replace(cast(Any, spec), price=replace(price, id=""))
-    return hashlib.sha256(msgspec.json.encode(spec, order="deterministic")).hexdigest()[:32]
+    return hashlib.sha256(msgspec.json.encode(snapshot(spec), order="deterministic")).hexdigest()[:32]
 
 
 def require_version(spec: object, expected: Expected) -> None:

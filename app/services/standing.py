@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, tzinfo
 
 from app.clock import Clock
@@ -19,8 +19,9 @@ from app.domain.money import NanoUsd
 from app.exceptions import DependencyUnavailable
 from app.storage.ports import Counters, UsageStore
 
-SPEND = Budget(PeriodKind.MONTHLY, None, None)
-"""What is spent in a month is asked for like a budget without limits; where there is a monthly one it is the same counter."""
+SPEND = Budget(PeriodKind.MONTHLY, None, None, opened_ms=2**53)
+"""What is spent in a month is asked for like a budget without limits. Where there is a monthly one its counter says it; what was counted
+for one that was taken away is older than this and says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +107,9 @@ class Standings:
     def _budget_claims(self, identity: Identity, now: datetime) -> list[BudgetClaim]:
         """Those of the identity's budgets, and then two for what was spent this month."""
         wanted = [(scope, holder, each) for scope, holder, budgets in _budget_holders(identity) for each in budgets]
-        wanted.append((Scope.USER, identity.user.oid, SPEND))
+        wanted.append((Scope.USER, identity.user.oid, _monthly(identity.user.budgets)))
         if identity.key:
-            wanted.append((Scope.KEY, identity.key.id, SPEND))
+            wanted.append((Scope.KEY, identity.key.id, _monthly(identity.key.budgets)))
         return [
             BudgetClaim(scope, holder, each, period_at(each.period, now, self._zone), NanoUsd(0))
             for scope, holder, each in wanted
@@ -153,6 +154,11 @@ def _budget_holders(identity: Identity) -> list[tuple[Scope, str, tuple[Budget, 
     if identity.app:
         holders.append((Scope.APP, identity.app.id, identity.app.budgets))
     return holders
+
+
+def _monthly(budgets: Sequence[Budget]) -> Budget:
+    opened_ms = next((each.opened_ms for each in budgets if each.period is PeriodKind.MONTHLY), SPEND.opened_ms)
+    return replace(SPEND, opened_ms=opened_ms)
 
 
 def _limit_standing(state: ClaimState, now: datetime) -> LimitStanding:

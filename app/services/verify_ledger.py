@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 
 from app.domain.budget import Budget, BudgetClaim, PeriodKind, period_at
@@ -173,6 +173,7 @@ class LedgerVerification:
         claims = [claim_of(name, self.zone) for name in names]
         known = [claim for claim in claims if claim is not None]
         standing = await self.ledger.standing(known, {r.request_id for r in (*in_stream, *in_journal)})
+        opened_ms = await self.ledger.budgets_opened()
         after = await store.counters(names)
         spent = dict(zip((claim.counter for claim in known), standing.spent_nanousd, strict=True))
         found: dict[str, list[Drift]] = {}
@@ -186,6 +187,8 @@ class LedgerVerification:
                 on_the_way = [to_come(claim, way, standing.booked) for way in ways]
                 sums = (spent[claim.counter], spent[claim.counter] + untold(claim, gaps))
                 expected = {already + coming for already in sums for coming in on_the_way}
+                if not _is_in_force(claim, counter, opened_ms):
+                    counter = replace(counter, spent_nanousd=None)
                 found[name] = counter_drifts(name, counter, expected, held_in(name, calls))
         return found
 
@@ -308,6 +311,13 @@ def counter_drifts(name: str, counter: Counter, expected: set[int], held_nanousd
     return drifts
 
 
+def _is_in_force(claim: BudgetClaim, counter: Counter, opened_ms: Mapping[str, int]) -> bool:
+    """Whether it counts for a budget that there is. One that was taken away leaves its counter, to be forgotten or counted anew."""
+    if not counter.opened_ms:
+        return True
+    return opened_ms.get(f"{claim.scope}:{claim.scope_id}:{claim.budget.period}", 2**63) <= counter.opened_ms
+
+
 def held_in(name: str, calls: Sequence[OpenCall]) -> int:
     return sum(call.held.get(name, 0) for call in calls)
 
@@ -355,7 +365,6 @@ def untold(claim: BudgetClaim, gaps: Iterable[RollupGap]) -> int:
 
 
 HOUR = timedelta(hours=1)
-_NO_LIMIT = Budget(PeriodKind.TOTAL, None, None)
 
 
 def claim_of(name: str, zone: tzinfo) -> BudgetClaim | None:
@@ -371,7 +380,7 @@ def claim_of(name: str, zone: tzinfo) -> BudgetClaim | None:
     except ValueError:
         return None
     noon = datetime.combine(day, time(12), tzinfo=zone if day.year > 2000 else UTC)
-    claim = BudgetClaim(scope, scope_id, _NO_LIMIT, period_at(kind, noon, zone), NanoUsd(0))
+    claim = BudgetClaim(scope, scope_id, Budget(kind, None, None), period_at(kind, noon, zone), NanoUsd(0))
     return claim if claim.counter == name else None
 
 

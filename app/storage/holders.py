@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Text, any_, delete, func, insert, literal, literal_column, or_
+from sqlalchemy import ColumnElement, Text, any_, delete, func, insert, literal, literal_column, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.budget import Budget
@@ -19,15 +19,24 @@ async def put_limits(
     holder: str,
     held: tuple[tuple[Limit, ...], tuple[Budget, ...]],
 ) -> None:
-    """Replace a holder's limits and budgets. Their counters are named by holder, kind and window, so they stay."""
+    """Replace a holder's limits and budgets. Their counters are named by holder, kind and window, so they stay; a budget of a period
+    that he had none of is open from now on.
+    """
     new_limits, new_budgets = held
     column = HOLDER_COLUMN[scope]
+    of_holder = select(budgets.c.period, budgets.c.opened_ms).where(budgets.c[column] == holder)
+    opened_ms = {row.period: row.opened_ms for row in await connection.execute(of_holder)}
     await connection.execute(delete(limits).where(limits.c[column] == holder))
     await connection.execute(delete(budgets).where(budgets.c[column] == holder))
     if new_limits:
         await connection.execute(insert(limits), [limit_values(scope, holder, each) for each in new_limits])
     if new_budgets:
-        await connection.execute(insert(budgets), [budget_values(scope, holder, each) for each in new_budgets])
+        now_ms = int((await connection.execute(select(func.extract("epoch", func.now()) * 1000))).scalar_one())
+        rows = [
+            budget_values(scope, holder, each) | {"opened_ms": opened_ms.get(each.period.value, now_ms)}
+            for each in new_budgets
+        ]
+        await connection.execute(insert(budgets), rows)
 
 
 def held_columns(scope: Scope, holder: ColumnElement[Any]) -> list[ColumnElement[str]]:

@@ -158,13 +158,19 @@ class RedisCounters:
         )
 
     async def seed(self, claim: BudgetClaim, spent: NanoUsd) -> None:
-        await self._redis.run(SEED, [_budget_key(claim)], [spent, _forget_at(claim), ""])
+        await self._redis.run(SEED, [_budget_key(claim)], [spent, _forget_at(claim), "", claim.budget.opened_ms])
 
     async def seed_with(self, ticket: SeedTicket, claim: BudgetClaim, spent: NanoUsd) -> bool:
-        return bool(await self._redis.run(SEED, [_budget_key(claim)], [spent, _forget_at(claim), ticket.position]))
+        return bool(
+            await self._redis.run(
+                SEED, [_budget_key(claim)], [spent, _forget_at(claim), ticket.position, claim.budget.opened_ms]
+            )
+        )
 
     async def may_seed(self, claim: BudgetClaim) -> SeedTicket | SeedingTooEarly | EpochLost | None:
-        answer = await self._redis.run(MAY_SEED, [_budget_key(claim), EPOCH_KEY, LEDGER], [self._quarantine_ms])
+        answer = await self._redis.run(
+            MAY_SEED, [_budget_key(claim), EPOCH_KEY, LEDGER], [self._quarantine_ms, claim.budget.opened_ms]
+        )
         match answer[0]:
             case 1:
                 return SeedTicket(answer[1].decode())
@@ -207,11 +213,13 @@ class RedisCounters:
         async with self._redis.bounded() as redis:
             pipeline = redis.pipeline(transaction=False)
             for claim in claims:
-                pipeline.hmget(_budget_key(claim), ["s", "r"])
+                pipeline.hmget(_budget_key(claim), ["s", "r", "v"])
             answers = await pipeline.execute()
         return [
-            None if spent is None else BudgetState(claim, NanoUsd(int(spent)), NanoUsd(int(reserved or 0)))
-            for claim, (spent, reserved) in zip(claims, answers, strict=True)
+            None
+            if spent is None or claim.budget.opened_ms > int(opened or claim.budget.opened_ms)
+            else BudgetState(claim, NanoUsd(int(spent)), NanoUsd(int(reserved or 0)))
+            for claim, (spent, reserved, opened) in zip(claims, answers, strict=True)
         ]
 
     async def limit_states(self, claims: Sequence[Claim]) -> list[ClaimState]:
@@ -326,12 +334,13 @@ def _packed_claim(claim: Claim) -> tuple[str, str, int, int, int, int, int]:
     )
 
 
-def _packed_budget(claim: BudgetClaim, reserved: int = 0) -> tuple[str, int, int, int, int]:
+def _packed_budget(claim: BudgetClaim, reserved: int = 0) -> tuple[str, int, int, int, int, int]:
     """As admit.lua reads it (what is reserved it computes itself), or as it keeps it."""
     hard = claim.budget.hard_limit_nanousd
     is_expected = claim.budget.reserve is ReserveMode.EXPECTED
     lost = min(claim.lost_nanousd, reserved) if reserved else claim.lost_nanousd
-    return (_budget_key(claim), -1 if hard is None else hard, reserved, lost, int(is_expected))
+    budget = claim.budget
+    return (_budget_key(claim), -1 if hard is None else hard, reserved, lost, int(is_expected), budget.opened_ms)
 
 
 def _packed_need(need: Need) -> tuple[int, int, int, int, int, int]:

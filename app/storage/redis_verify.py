@@ -28,10 +28,16 @@ class RedisCounterProof:
         return [name.removeprefix(BUDGET_PREFIX) for name in await self._keys(f"{BUDGET_PREFIX}*")]
 
     async def counters(self, names: Sequence[str]) -> list[Counter | None]:
-        rows = await self._of_each([f"{BUDGET_PREFIX}{name}" for name in names], "hmget", ["s", "r"])
+        rows = await self._of_each([f"{BUDGET_PREFIX}{name}" for name in names], "hmget", ["s", "r", "v"])
         return [
-            None if spent is reserved is None else Counter(None if spent is None else _number(spent), _number(reserved))
-            for spent, reserved in rows
+            None
+            if spent is reserved is None
+            else Counter(
+                None if spent is None else _number(spent),
+                _number(reserved),
+                None if opened is None else int(opened),
+            )
+            for spent, reserved, opened in rows
         ]
 
     async def open_calls(self) -> list[OpenCall]:

@@ -44,6 +44,7 @@ class BudgetRow(msgspec.Struct, frozen=True):
     soft_limit_nanousd: int | None
     hard_limit_nanousd: int | None
     reserve: ReserveMode
+    opened_ms: int = 0
 
 
 _limit_rows = msgspec.json.Decoder(list[LimitRow])
@@ -55,7 +56,8 @@ def limit_of(row: LimitRow) -> Limit:
 
 
 def budget_of(row: BudgetRow) -> Budget:
-    return Budget(row.period, _nano(row.soft_limit_nanousd), _nano(row.hard_limit_nanousd), row.reserve)
+    soft, hard = _nano(row.soft_limit_nanousd), _nano(row.hard_limit_nanousd)
+    return Budget(row.period, soft, hard, row.reserve, row.opened_ms)
 
 
 def limits_from_json(text: str) -> tuple[Limit, ...]:
@@ -82,6 +84,7 @@ def budgets_json(of_holder: ColumnElement[bool]) -> ColumnElement[str]:
         *("period", budgets.c.period, "reserve", budgets.c.reserve),
         *("soft_limit_nanousd", budgets.c.soft_limit_nanousd),
         *("hard_limit_nanousd", budgets.c.hard_limit_nanousd),
+        *("opened_ms", budgets.c.opened_ms),
     )
     return _aggregated(row, budgets.c.id, of_holder)
 

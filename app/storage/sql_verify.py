@@ -17,9 +17,9 @@ from app.domain.histogram import BOUNDS_MS
 from app.domain.limits import Scope
 from app.domain.pricing import Price, Usage
 from app.domain.record import AttemptDetail, CostLineDetail
-from app.models.tables import DURATION_COUNTS, FIRST_TOKEN_COUNTS, prices, usage_records
+from app.models.tables import DURATION_COUNTS, FIRST_TOKEN_COUNTS, budgets, prices, usage_records
 from app.storage.sql_partitions import Month, month_after, month_of
-from app.storage.sql_rows import is_uuid, price_of
+from app.storage.sql_rows import HOLDER_COLUMN, is_uuid, price_of
 from app.storage.sql_usage import ENDPOINT_SUMS, NO_ERRORS, ROLLUP_KEY, SUMS, spent_statement
 from app.storage.verify_ports import Bill, Booked, RollupGap, RollupKey, RollupSlice, Standing
 
@@ -180,6 +180,16 @@ class SqlLedgerProof:
         async with transaction(self._engine) as connection:
             rates = (await connection.execute(select(prices.c.rates).where(prices.c.id == price_id))).scalar()
         return None if rates is None else price_of(price_id, rates)
+
+    async def budgets_opened(self) -> dict[str, int]:
+        async with transaction(self._engine) as connection:
+            rows = (await connection.execute(select(budgets))).mappings().all()
+        return {
+            f"{scope}:{row[column]}:{row['period']}": row["opened_ms"]
+            for row in rows
+            for scope, column in HOLDER_COLUMN.items()
+            if row[column] is not None
+        }
 
     async def standing(self, claims: Sequence[BudgetClaim], call_ids: Collection[str]) -> Standing:
         async with transaction(self._engine, read_only_snapshot=True) as connection:

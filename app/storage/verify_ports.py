@@ -110,6 +110,10 @@ class LedgerProof(Protocol):
         """A row of the price history."""
         ...
 
+    async def budgets_opened(self) -> Mapping[str, int]:
+        """The budgets in force, as `scope:id:kind`, and when they were opened."""
+        ...
+
     async def standing(self, claims: Sequence[BudgetClaim], call_ids: Collection[str]) -> Standing:
         """All as of one moment."""
         ...
@@ -125,6 +129,8 @@ class Counter:
     spent_nanousd: int | str | None
     """None before it has been counted from the ledger."""
     reserved_nanousd: int | str
+    opened_ms: int | None = None
+    """When the budget was opened that it was counted for, where it says so."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
 from tests.e2e.house import HELLO, House, Json, request_id_of
+from tests.e2e.test_verify_ledger import proof_of
 from tests.kit.raw_http import SseStream, request_bytes
 from tests.kit.scenario import Scenario
 
@@ -49,4 +51,40 @@ async def spent_before(house: House, key: str, model: str) -> str | None:
     answer = await house.chat(key, model, max_tokens=10)
     assert answer.status == 200, answer.text
     record = await house.record(request_id_of(answer))
+    return next((each["spent_before_usd"] for each in record["budgets"] if each["period"] == "total"), None)
+
+
+@pytest.mark.parametrize("scope", ["user", "key", "model"])
+async def test_a_budget_that_was_taken_away_and_made_again_knows_what_was_spent_in_between(
+    house: House, scope: str, tmp_path: Path
+) -> None:
+    """Its counter stood still meanwhile; a hard budget would pay a second time for what the ledger says is spent."""
+    user = await house.user(budgets=TOTAL if scope == "user" else [])
+    made = await house.admin(
+        "POST", "keys", {"user_oid": user, "limits": [], "budgets": TOTAL if scope == "key" else []}, expect=201
+    )
+    price = {"input_usd_per_mtok": "0", "output_usd_per_mtok": "0", "request_usd": "2"}
+    model = await house.model(price=price, budgets=TOTAL if scope == "model" else [])
+    path = {"user": f"users/{user}", "key": f"keys/{made['id']}", "model": f"models/{model}"}[scope]
+
+    assert await spent_or_none(house, made["key"], model) == "0.000000000"
+    await house.admin("PATCH", path, {"budgets": []}, expect=200)
+    uncounted = 0
+    async with asyncio.timeout(20):
+        while uncounted < 3:
+            uncounted += await spent_or_none(house, made["key"], model) is None
+    await house.admin("PATCH", path, {"budgets": TOTAL}, expect=200)
+    async with asyncio.timeout(20):
+        while (answer := await house.chat(made["key"], model)).status == 200:
+            record = await house.record(request_id_of(answer))
+            assert all(each["period"] != "total" for each in record["budgets"]), "it is used up, whoever knows of it"
+    assert answer.status == 402
+    holder = {"user": user, "key": made["id"], "model": model}[scope]
+    _, found = await proof_of(house, tmp_path)
+    assert [drift for drift in found["drifts"] if holder in drift["where"]] == []
+
+
+async def spent_or_none(house: House, key: str, model: str) -> str | None:
+    """What the total budget had spent before one more call; None where there is none."""
+    record = await house.record(request_id_of(await house.chat(key, model)))
     return next((each["spent_before_usd"] for each in record["budgets"] if each["period"] == "total"), None)

@@ -24,6 +24,7 @@ class Ledger:
     """Nothing but sums of what was spent, one for each time that is asked."""
 
     spent: list[int]
+    opened_ms: dict[str, int] = field(default_factory=dict)
 
     async def months(self) -> list[tuple[int, int]]:
         return []
@@ -43,6 +44,9 @@ class Ledger:
     async def price(self, price_id: str) -> Price | None:
         return None
 
+    async def budgets_opened(self) -> dict[str, int]:
+        return self.opened_ms
+
     async def standing(self, claims: Sequence[BudgetClaim], call_ids: Collection[str]) -> Standing:
         spent = self.spent.pop(0) if len(self.spent) > 1 else self.spent[0]
         return Standing([spent for _ in claims], {})
@@ -53,6 +57,7 @@ class Counters:
     """One counter, with a figure for each time it is looked at; the last one stays."""
 
     figures: list[int]
+    opened_ms: int | None = None
     calls: list[list[OpenCall]] = field(default_factory=lambda: [[]])
     taken: list[list[Slot]] = field(default_factory=lambda: [[]])
 
@@ -61,7 +66,7 @@ class Counters:
 
     async def counters(self, names: Sequence[str]) -> list[Counter | None]:
         figure = self.figures.pop(0) if len(self.figures) > 1 else self.figures[0]
-        return [Counter(figure, 0) for _ in names]
+        return [Counter(figure, 0, self.opened_ms) for _ in names]
 
     async def open_calls(self) -> list[OpenCall]:
         return self.calls.pop(0) if len(self.calls) > 1 else self.calls[0]
@@ -161,3 +166,15 @@ def test_what_is_on_its_way_to_another_period_does_not_count() -> None:
     midnight = NOON.replace(hour=0)
     days = [midnight - timedelta(milliseconds=1), midnight, midnight + timedelta(days=1)]
     assert [to_come(claim, [a_record(at, cost_nanousd=3)], {}) for at in days] == [0, 3, 0]
+
+
+@pytest.mark.parametrize(
+    ("opened_ms", "has_drift"),
+    [({}, False), ({ALICE: 6}, False), ({ALICE: 5}, True), ({ALICE: 0}, True)],
+    ids=["taken away", "made again since", "in force", "in force since ever"],
+)
+async def test_what_was_counted_for_a_budget_that_is_no_more_is_no_drift(
+    opened_ms: dict[str, int], *, has_drift: bool
+) -> None:
+    proof, _ = await proof_of(Ledger([7], opened_ms), Counters([3], opened_ms=5))
+    assert (not proof.holds) is has_drift

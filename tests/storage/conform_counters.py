@@ -47,8 +47,8 @@ def slots(limit: int) -> Claim:
     return Claim(Scope.KEY, "k1", Limit(LimitKind.CONCURRENCY, limit, 0), 1)
 
 
-def money(amount: int, *, hard: int | None = USD, lost: int = 0, holder: str = "u1") -> BudgetClaim:
-    budget = Budget(PeriodKind.MONTHLY, None, None if hard is None else NanoUsd(hard))
+def money(amount: int, *, hard: int | None = USD, lost: int = 0, holder: str = "u1", opened_ms: int = 0) -> BudgetClaim:
+    budget = Budget(PeriodKind.MONTHLY, None, None if hard is None else NanoUsd(hard), opened_ms=opened_ms)
     period = period_at(
         PeriodKind.MONTHLY, datetime(2090, 9, 21, tzinfo=UTC), UTC
     )  # a counter is forgotten after its period
@@ -208,6 +208,25 @@ class CountersConformance:
         (state,) = await counters.budget_states([money(0)])
         assert state is not None
         assert state.spent_nanousd == 7
+
+    async def test_a_budget_that_was_taken_away_and_made_again_asks_to_be_seeded_again(
+        self, counters: Counters
+    ) -> None:
+        """Calls that were made in between were not counted. Who has not heard of the new one yet goes on counting for it."""
+        first, second = money(10, opened_ms=1_000), money(10, opened_ms=2_000)
+        await counters.seed(first, NanoUsd(100))
+        assert is_admitted(await counters.admit(reservation("before", first)))
+
+        answer = await counters.admit(reservation("after", second))
+        assert answer == BudgetsUnseeded((second,))
+        assert await counters.budget_states([second]) == [None]
+        await counters.seed(second, NanoUsd(500))
+        await counters.settle(settlement("before", cost=7))
+        assert is_admitted(await counters.admit(reservation("unaware", first)))
+
+        (state,) = await counters.budget_states([second])
+        assert state is not None
+        assert (state.spent_nanousd, state.reserved_nanousd) == (507, 10)
 
     async def test_large_amounts_stay_exact_to_the_nanodollar(self, counters: Counters) -> None:
         most = 9_000_000 * USD

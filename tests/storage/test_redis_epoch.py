@@ -153,6 +153,30 @@ async def test_a_repeat_whose_first_try_ended_the_reservation_books_nothing(
     assert await booked(counters) == (30, 0)
 
 
+async def test_a_budget_that_was_made_again_is_counted_when_all_know_of_it_and_all_records_are_there(
+    redis: RedisClient,
+) -> None:
+    counters = RedisCounters(redis, quarantine_ms=60_000)
+    await counters.epoch()
+    await redis.redis.hset("{ag}:epoch", "b", "0")  # begun long ago
+    first, second = money(0, opened_ms=1_000), money(0, opened_ms=2_000)
+    await counters.seed(first, NanoUsd(100))
+
+    answer = await counters.may_seed(second)
+    assert isinstance(answer, SeedingTooEarly)
+    assert answer.retry_after_ms > 59_000
+    await redis.redis.hset("{ag}:b:" + second.counter, "n", "0")  # time passes
+    await counters.book(settlement("in between", cost=30), [BUDGET])
+    assert isinstance(await counters.may_seed(second), SeedingTooEarly), "its record is on the way"
+    await RedisUsageSink(redis).confirm(await RedisUsageSink(redis).pending(limit=9, wait_s=0.01))
+    ticket = await counters.may_seed(second)
+    assert isinstance(ticket, SeedTicket)
+    assert await counters.seed_with(ticket, second, NanoUsd(130))
+    assert await counters.may_seed(second) is None
+    assert await counters.may_seed(first) is None
+    assert await booked(counters) == (130, 0)
+
+
 async def test_an_admission_that_arrives_after_its_call_was_settled_by_name_reserves_nothing(
     counters: RedisCounters, redis: RedisClient
 ) -> None:

@@ -4,7 +4,7 @@
 -- ARGV  1 call id · 2 now in ms ("" = this server's clock) · 3 lease in ms · 4 the record to write if the process is lost
 --       5 the claims (msgpack):
 --         { {{key, kind, limit, window_ms, width_ms, amount, least} …},       limits: what is wanted, and with how little it can do
---           {{key, hard or -1, 0, lost_cost, is_expected} …},                  budgets: the third becomes what is reserved
+--           {{key, hard or -1, 0, lost_cost, is_expected, opened} …},          budgets: the third becomes what is reserved
 --           {fixed, unit, most, floor, is_elastic, expected} }                           the need: see `app.domain.budget.Need`
 --
 -- 1. Look at every counter without changing what it says (slots that have left a window are forgotten: they no longer count).
@@ -155,10 +155,12 @@ for i, claim in ipairs(limits) do
   totals[i] = total
 end
 
-local spent, reserved, tokens = {}, {}, need[3]
+-- A counter that was counted for a budget which was taken away since (`v`: when that one was opened) has missed calls: it is not seeded.
+local spent, reserved, opened, tokens = {}, {}, {}, need[3]
 for i, claim in ipairs(budgets) do
-  local state = redis.call('HMGET', KEYS[2 + #limits + i], 's', 'r')
-  if state[1] then
+  local state = redis.call('HMGET', KEYS[2 + #limits + i], 's', 'r', 'v')
+  opened[i] = state[3]
+  if state[1] and (not state[3] or claim[6] <= tonumber(state[3])) then
     spent[i], reserved[i] = tonumber(state[1]), tonumber(state[2])
     if claim[2] >= 0 then
       local some = granted(claim[2], spent[i], reserved[i], claim[5])
@@ -194,6 +196,7 @@ local amount = need[1] + math.ceil(tokens * need[2] / 1000)
 for i, claim in ipairs(budgets) do
   claim[3], claim[4] = amount, math.min(claim[4], amount)
   redis.call('HINCRBY', KEYS[2 + #limits + i], 'r', string.format('%.0f', amount))
+  if not opened[i] then redis.call('HSET', KEYS[2 + #limits + i], 'v', string.format('%.0f', claim[6])) end
   answer[#answer + 1] = spent[i]
   answer[#answer + 1] = reserved[i]
   answer[#answer + 1] = amount
