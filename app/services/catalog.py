@@ -58,12 +58,11 @@ class CatalogFollower:
 
     def heard(self, revision: int, kind: str, ref: str) -> None:
         """A message says what changed: it is dropped from memory at once, and all else is asked for. Without a revision it says
-        only that something did; one that was taken over already, as every change of this process's own, says nothing new."""
-        if 0 < revision <= self._seen:
-            return
+        only that something did; of one that was taken over already, as every change of this process's own, nothing is asked."""
         if kind:
             self._identities.forget(kind, ref)
-        self.poke()
+        if not 0 < revision <= self._seen:
+            self.poke()
 
     async def load(self) -> None:
         """Load the catalog as it stands. Raises: DependencyUnavailable."""

@@ -292,17 +292,21 @@ async def test_what_was_read_with_an_earlier_change_is_not_read_again(house: Hou
     assert house.store.renewals == [0]
 
 
-async def test_a_message_about_what_was_taken_over_already_drops_nothing(house: House) -> None:
+async def test_a_message_about_what_was_taken_over_already_asks_for_nothing(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog_module, "POLL_S", 3600.0)
     await house.follower.load()
-    revision = house.store.change("user", "alice")
-    await house.follower.catch_up(revision)
-    alice = await house.known_key("alice")
-    house.keys.look_ups = 0
+    async with following(house):
+        await house.store.until_asked_again(1)
+        revision = house.store.change("user", "alice")
+        await house.follower.catch_up(revision)
+        asked = house.store.times_asked
 
-    house.follower.heard(revision, "user", "alice")
-    await house.identities.of_key(alice.secret, address=None)
+        house.follower.heard(revision, "user", "alice")
+        await asyncio.sleep(0.1)
 
-    assert house.keys.look_ups == 0
+        assert house.store.times_asked == asked
 
 
 async def test_many_messages_in_a_row_are_looked_for_together(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
