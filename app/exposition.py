@@ -1,8 +1,8 @@
 """The page that Prometheus reads: what this process counted, and what its siblings on this machine did.
 
 1. A process that is a worker of several (uvicorn starts them as children of one supervisor) writes what it has counted into a file of
-   its own, once a second, in a folder named after that supervisor. Whichever worker is asked has the others write theirs at once, and
-   reads them; of one that does not answer in time it takes what lies there.
+   its own, once a second, in a folder named after that supervisor (and its container, where several share the disk). Whichever worker
+   is asked has the others write theirs at once, and reads them; of one that does not answer in time it takes what lies there.
 2. A worker that is gone leaves its file. The next one that starts takes it over and goes on counting from there, so that nothing that
    only grows ever shrinks because of it.
 3. A process that works alone writes nothing.
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 ANSWER_WAIT_S = 0.25
 """How long others may take to write down what they have counted: a thread does it, also while their event loop is busy."""
+STALE_S = 3600.0
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Family]).decode
@@ -129,7 +130,9 @@ def siblings_of(registry: Registry, folder: Path) -> Siblings | None:
     supervisor = multiprocessing.parent_process()
     if supervisor is None or supervisor.pid is None:
         return None
-    return Siblings(folder, registry, supervisor=_named(supervisor.pid), pid=os.getpid())
+    here = _namespace()
+    _sweep(folder, here)
+    return Siblings(folder / here, registry, supervisor=_named(supervisor.pid), pid=os.getpid())
 
 
 def page(registry: Registry, siblings: Siblings | None) -> bytes:
@@ -187,6 +190,23 @@ def _named(pid: int) -> str:
         stat = Path(f"/proc/{pid}/stat").read_text()
         return f"{pid}-{stat[stat.rindex(')') + 2 :].split()[19]}"
     return f"{pid}-0"
+
+
+def _namespace() -> str:
+    """Where this process's number means this process: containers that share a volume give the same numbers to others."""
+    with suppress(OSError):
+        return "".join(each for each in os.readlink("/proc/self/ns/pid") if each.isalnum())
+    return "here"
+
+
+def _sweep(folder: Path, here: str) -> None:
+    """Remove what containers that are gone have left. Those that live write every second."""
+    stale_at_s = time.time() - STALE_S
+    for place in folder.iterdir() if folder.is_dir() else ():
+        with suppress(OSError):
+            written_s = max(each.stat().st_mtime for each in (place, *place.rglob("*")))
+            if place.name != here and written_s < stale_at_s:
+                shutil.rmtree(place, ignore_errors=True)
 
 
 def _lives(name: str) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from app import telemetry
-from app.exposition import Siblings, page
+from app.exposition import STALE_S, Siblings, page, siblings_of
 from app.instruments import OTHER, Family, Registry, merged
 
 AMOUNTS = st.lists(st.integers(0, 10**12), max_size=20)
@@ -163,6 +165,26 @@ def test_workers_read_each_other_and_take_over_from_those_that_are_gone(tmp_path
     reader.join()
     assert sum_of(ours.snapshot()) == 103
     assert sum_of(merged([ours.snapshot(), *reader.snapshots()])) == 113, "nothing is counted twice"
+
+
+def test_containers_that_share_a_disk_leave_each_other_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of another container has no number here, and lives all the same; one that left an hour ago does not."""
+    monkeypatch.setattr("multiprocessing.parent_process", lambda: SimpleNamespace(pid=os.getpid()))
+    for container, written_s in (("pid1", time.time()), ("pid2", time.time() - STALE_S - 60)):
+        left = tmp_path / container / "7-123"
+        left.mkdir(parents=True)
+        (left / "8.metrics").write_bytes(b"\x90")
+        for each in (left / "8.metrics", left, left.parent):
+            os.utime(each, (written_s, written_s))
+
+    ours = siblings_of(counted([1]), tmp_path)
+    assert ours is not None
+    ours.join()
+    ours.publish()
+
+    assert (tmp_path / "pid1" / "7-123" / "8.metrics").exists()
+    assert not (tmp_path / "pid2").exists()
+    assert len(list(tmp_path.rglob("*.metrics"))) == 2
 
 
 def test_what_is_damaged_is_passed_over(tmp_path: Path) -> None:

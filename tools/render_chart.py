@@ -33,11 +33,12 @@ def fingerprint() -> str:
     return digest.hexdigest()
 
 
-def render(helm: str) -> str:
-    """Lint, then render. Raises: CalledProcessError."""
+def render(helm: str, *values: str) -> str:
+    """Lint, then render, with these values beside the others. Raises: CalledProcessError."""
     subprocess.run([helm, "lint", str(CHART), "--strict", "--set", VALUES[0]], check=True, stdout=subprocess.DEVNULL)
+    options = [*OPTIONS, *(part for value in values for part in ("--set", value))]
     rendered = subprocess.run(
-        [helm, "template", "gateway", str(CHART), *OPTIONS], check=True, capture_output=True, text=True
+        [helm, "template", "gateway", str(CHART), *options], check=True, capture_output=True, text=True
     )
     return f"# Rendered by tools/render_chart.py from the chart {fingerprint()}\n{rendered.stdout}"
 

@@ -67,6 +67,42 @@ def test_replicas_are_replaced_without_turning_anybody_away() -> None:
     )
 
 
+def test_a_replica_keeps_its_journal_where_a_restart_of_its_container_finds_it() -> None:
+    """Everything else is read-only. With `journal.persistent` the same pod is a StatefulSet's, and its disk outlives it."""
+    pod = of_kind("Deployment")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    assert mounts == {"/var/lib/antigravity": "journal", "/tmp": "tmp"}
+    volumes = {volume["name"]: volume["emptyDir"] for volume in pod["volumes"]}
+    assert "medium" not in volumes["journal"], "on the node's disk, not in its memory"
+    assert volumes["tmp"]["medium"] == "Memory"
+    templates = render_chart.CHART / "templates"
+    for kind in ("deployment", "statefulset"):
+        assert 'template: {{- include "antigravity.pod" . | nindent 4 }}' in (templates / f"{kind}.yaml").read_text()
+
+
+def test_with_a_journal_that_persists_replicas_are_a_stateful_set() -> None:
+    helm = shutil.which("helm")
+    templates = render_chart.CHART / "templates"
+    text = (templates / "statefulset.yaml").read_text()
+    assert "persistentVolumeClaimRetentionPolicy: {whenDeleted: Retain, whenScaled: Retain}" in text
+    assert (
+        "{{ if .Values.journal.persistent }}StatefulSet{{ else }}Deployment{{ end }}"
+        in (templates / "hpa.yaml").read_text()
+    )
+    if helm is None:
+        return
+    rendered = list(yaml.safe_load_all(render_chart.render(helm, "journal.persistent=true")))
+    (stateful,) = [each for each in rendered if each and each["kind"] == "StatefulSet"]
+    (claim,) = stateful["spec"]["volumeClaimTemplates"]
+    mounts = stateful["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
+    assert claim["metadata"]["name"] in {mount["name"] for mount in mounts}
+    assert stateful["spec"]["serviceName"] in {
+        each["metadata"]["name"] for each in rendered if each["kind"] == "Service"
+    }
+    assert not [each for each in rendered if each["kind"] == "Deployment"]
+
+
 def test_the_database_is_migrated_before_replicas_are_replaced() -> None:
     job = of_kind("Job")
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
