@@ -257,6 +257,12 @@ class Server(ABC):
         shutil.rmtree(self.store, ignore_errors=True)
 
     @property
+    def is_running(self) -> bool:
+        """Whether it was started here and has not ended since."""
+        process = self._process
+        return process is not None and process.is_alive()
+
+    @property
     def pid(self) -> int:
         """The server's process."""
         return self._running().pid
@@ -922,14 +928,16 @@ def take_lock(data_dir: Path) -> int:
             f"start as that account, or choose another data folder"
         ) from error
     except OSError as error:
-        raise EmbeddedError(f"{data_dir} cannot be used as data folder: {error.strerror}") from error
+        raise EmbeddedError(
+            f"{data_dir} cannot be used as data folder: {error.strerror}. Set DATA_DIR to another one"
+        ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
         os.close(descriptor)
         raise EmbeddedError(
-            f"another gateway (pid {holder}) already runs on {data_dir}: stop it, or choose another data folder"
+            f"another gateway (pid {holder}) already runs on {data_dir}: stop it, or set DATA_DIR to another"
         ) from error
     os.truncate(descriptor, 0)
     os.write(descriptor, f"{os.getpid()}\n".encode())

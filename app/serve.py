@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from app.caretaker import Caretaker
 from app.config import Settings, export_settings, load_settings, require_cluster_settings
 from app.demo_server import DemoServer, DemoServerError, DemoUpstream
 from app.drain import refuse_new_connections
@@ -104,7 +105,9 @@ def say(line: str) -> None:
 
 def _embed(settings: Settings, running: ExitStack) -> tuple[Settings, Secrets]:
     """Start the embedded servers and put what the workers need into their environment."""
-    servers = running.enter_context(EmbeddedServers(settings.data_dir, on_progress=say))
+    embedded = EmbeddedServers(settings.data_dir, on_progress=say)
+    servers = running.enter_context(embedded)
+    running.enter_context(Caretaker(embedded, say))
     kept = Secrets.of(settings.data_dir)
     export_settings(
         DATABASE_URL=servers.database_url,

@@ -205,7 +205,7 @@ def test_a_second_gateway_on_the_same_data_is_refused_in_one_line(servers: Embed
     complaint = second.communicate(timeout=30)[1]
 
     assert complaint.strip() == (
-        f"refused: another gateway (pid {os.getpid()}) already runs on {servers.data_dir}: stop it, or choose another data folder"
+        f"refused: another gateway (pid {os.getpid()}) already runs on {servers.data_dir}: stop it, or set DATA_DIR to another"
     )
     assert second.returncode == 1
     assert in_postgres(urls.database_url, "SELECT 1") == 1, (

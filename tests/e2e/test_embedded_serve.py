@@ -215,6 +215,44 @@ async def test_after_a_kill_the_next_start_has_every_key_and_every_answered_call
     assert await laptop.gateway.wait(timeout_s=15) == 0
 
 
+async def test_a_server_that_is_killed_under_the_gateway_is_started_again_and_nothing_is_lost(laptop: Laptop) -> None:
+    """Each alone, then both: as when the machine runs out of memory."""
+    key = found(KEY_LINE, await laptop.start())
+    answered = [request_id_of(await laptop.chat(key))]
+
+    for victims in (["valkey-server"], ["postgres"], ["valkey-server", "postgres"]):
+        before = laptop.gateway.log_text().count("is up (pid")
+        for name in victims:
+            os.kill(main_process_of(laptop, name), signal.SIGKILL)
+        async with asyncio.timeout(60):
+            while laptop.gateway.log_text().count("is up (pid") < before + len(victims):
+                answer = await laptop.chat(key)
+                assert answer.status in (200, 503), answer.text
+                if answer.status == 200:
+                    answered.append(request_id_of(answer))
+                await asyncio.sleep(0.05)
+            while (await raw_http.call(laptop.gateway.port, "GET", "/health")).json()["status"] != "ok":  # type: ignore[index]
+                await asyncio.sleep(0.05)
+        answer = await laptop.chat(key)
+        assert answer.status == 200
+        answered.append(request_id_of(answer))
+
+    for request_id in answered:
+        await laptop.cost_of(key, request_id)
+    assert "has ended by itself" in laptop.gateway.log_text()
+    await laptop.stop()
+
+
+def main_process_of(laptop: Laptop, program: str) -> int:
+    """The one of a server's processes whose parent is none of them."""
+    named = [
+        pid for pid, _ in process_tree(laptop.gateway.pid) if Path(f"/proc/{pid}/comm").read_text().strip() == program
+    ]
+    return next(
+        pid for pid in named if int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) not in named
+    )
+
+
 async def test_an_impatient_second_ctrl_c_ends_everything_too(laptop: Laptop) -> None:
     """The server then leaves at once, without its way out; what waits for Redis must not wait for ever, nor the two servers stay."""
     await laptop.start()
