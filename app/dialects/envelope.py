@@ -28,7 +28,7 @@ encode = msgspec.json.Encoder().encode
 NONE = Raw(b"")
 """A member that is absent."""
 
-_NAME = re.compile(rb'[ \t\r\n]*("(?:[^"\\]|\\.)*")[ \t\r\n]*:[ \t\r\n]*')
+_NAME = re.compile(rb'[ \t\r\n]*("[^"\\]*(?:\\.[^"\\]*)*")[ \t\r\n]*:[ \t\r\n]*')
 _AFTER_VALUE = re.compile(rb"[ \t\r\n]*([,}])")
 
 _STEERING = frozenset({

@@ -125,7 +125,8 @@ _Kind = tuple[str, int, PicoUsd | None]
 
 
 def _kinds_of_input(usage: Usage, rates: Rates) -> tuple[_Kind, ...]:
-    cached_audio_rate = _first_known(rates.cached_audio_input, rates.cached_input)
+    cached_audio_rate = rates.cached_input if rates.cached_audio_input is None else rates.cached_audio_input
+    hour_rate = rates.cache_write_5m if rates.cache_write_1h is None else rates.cache_write_1h
     cached_audio = 0
     if cached_audio_rate is not None:
         cached_audio = max(0, min(usage.cached_audio_tokens, usage.cached_tokens, usage.audio_input_tokens))
@@ -133,7 +134,7 @@ def _kinds_of_input(usage: Usage, rates: Rates) -> tuple[_Kind, ...]:
         ("cached audio input", cached_audio, cached_audio_rate),
         ("cached input", usage.cached_tokens - cached_audio, rates.cached_input),
         ("cache write (5 min)", usage.cache_write_5m_tokens, rates.cache_write_5m),
-        ("cache write (1 h)", usage.cache_write_1h_tokens, _first_known(rates.cache_write_1h, rates.cache_write_5m)),
+        ("cache write (1 h)", usage.cache_write_1h_tokens, hour_rate),
         ("audio input", usage.audio_input_tokens - cached_audio, rates.audio_input),
         ("image input", usage.image_input_tokens, rates.image_input),
     )
@@ -158,25 +159,31 @@ def _family(name: str, total: int, rate: PicoUsd, kinds: tuple[_Kind, ...]) -> l
     return [*lines, CostLine(name, left, rate)]
 
 
-def _first_known(*rates: PicoUsd | None) -> PicoUsd | None:
-    return next((rate for rate in rates if rate is not None), None)
-
-
 def worst_case(
     price: Price, *, prompt_tokens: int, completion_tokens: int, images: int = 0, asked_tiers: Collection[str] = ()
 ) -> NanoUsd:
     """The most a call can cost: every token at the dearest rate of the dearest tier that it can reach. `asked_tiers` is what
     the caller says about the service tier; see `may_apply`."""
-    sent = _dearest_request_pico(price, prompt_tokens, images, asked_tiers)
-    return pico_to_nano_rounded_up(sent + completion_tokens * dearest_output(price, prompt_tokens, asked_tiers))
+    sent, unit = dearest(price, prompt_tokens=prompt_tokens, images=images, asked_tiers=asked_tiers)
+    return pico_to_nano_rounded_up(sent + completion_tokens * unit)
+
+
+def dearest(
+    price: Price, *, prompt_tokens: int, images: int = 0, asked_tiers: Collection[str] = ()
+) -> tuple[int, PicoUsd]:
+    """What a call costs at most before it has said a word, each token of its prompt as the dearest kind of input, and each token that
+    it says; both in picodollars."""
+    kinds = [_dearest(rates) for rates in _reachable(price, prompt_tokens, asked_tiers)]
+    sent = prompt_tokens * max([kind[0] for kind in kinds]) + price.request + images * price.image
+    return sent, PicoUsd(max([kind[1] for kind in kinds]))
 
 
 def affordable_completion_tokens(price: Price, *, prompt_tokens: int, budget_nanousd: int, images: int = 0) -> int:
     """How many output tokens `budget_nanousd` still pays for after the prompt; 0 when not even the prompt is paid for."""
-    left_pico = budget_nanousd * PICO_PER_NANO - _dearest_request_pico(price, prompt_tokens, images, ())
+    sent, unit = dearest(price, prompt_tokens=prompt_tokens, images=images)
+    left_pico = budget_nanousd * PICO_PER_NANO - sent
     if left_pico < 0:
         return 0
-    unit = dearest_output(price, prompt_tokens)
     return left_pico // unit if unit else 2**31
 
 
@@ -190,16 +197,6 @@ def may_apply(service_tier: str, asked_tiers: Collection[str]) -> bool:
 
 _SETTLED = frozenset({"default", "standard", "standard_only", "flex", "batch"})
 """Who asks for one of these is served as that, or as the default."""
-
-
-def _dearest_request_pico(price: Price, prompt_tokens: int, images: int, asked_tiers: Collection[str]) -> int:
-    """All of a call but its output, each token of the prompt as the dearest kind of input."""
-    dearest_input = max([_dearest(rates)[0] for rates in _reachable(price, prompt_tokens, asked_tiers)])
-    return prompt_tokens * dearest_input + price.request + images * price.image
-
-
-def dearest_output(price: Price, prompt_tokens: int, asked_tiers: Collection[str] = ()) -> int:
-    return max([_dearest(rates)[1] for rates in _reachable(price, prompt_tokens, asked_tiers)])
 
 
 @lru_cache(maxsize=4096)

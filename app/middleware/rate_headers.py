@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from app.domain.limits import LimitKind
 
 Headers = list[tuple[bytes, bytes]]
 
-RATE_LIMIT_NAMES = {
+RATE_LIMIT_NAMES: Mapping[str, tuple[bytes, bytes, bytes]] = {
     LimitKind.REQUESTS: (
         b"x-ratelimit-limit-requests",
         b"x-ratelimit-remaining-requests",
@@ -19,11 +21,11 @@ RATE_LIMIT_NAMES = {
 
 def rate_limit_headers(kind: str, *, limit: int, remaining: int, reset_ms: int) -> Headers:
     """The three headers of one kind of limit; none for concurrency."""
-    names = RATE_LIMIT_NAMES.get(LimitKind(kind))
+    names = RATE_LIMIT_NAMES.get(kind)
     if names is None:
         return []
-    values = (b"%d" % limit, b"%d" % max(0, remaining), duration(reset_ms))
-    return list(zip(names, values, strict=True))
+    of_limit, of_remaining, of_reset = names
+    return [(of_limit, b"%d" % limit), (of_remaining, b"%d" % max(0, remaining)), (of_reset, duration(reset_ms))]
 
 
 def duration(ms: int) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import quote
 
 from app.domain.call import Meter
-from app.domain.limits import ClaimState, LimitKind
+from app.domain.limits import ClaimState
 from app.domain.money import nano_to_usd
 from app.middleware.rate_headers import RATE_LIMIT_NAMES, Headers, rate_limit_headers
 
@@ -55,11 +55,11 @@ def _budget_headers(meter: Meter) -> Headers:
     return headers
 
 
-def _tightest(states: tuple[ClaimState, ...], kind: LimitKind) -> ClaimState | None:
+def _tightest(states: tuple[ClaimState, ...], kind: str) -> ClaimState | None:
     """The limit of this kind that will be used up first."""
     found = None
     for state in states:
-        if state.claim.limit.kind is kind and (found is None or state.remaining < found.remaining):
+        if state.claim.limit.kind == kind and (found is None or state.remaining < found.remaining):
             found = state
     return found
 

@@ -12,8 +12,8 @@ from app.domain.budget import NO_NEED, Budget, BudgetClaim, Need, ReserveMode, b
 from app.domain.call import Attempt, AttemptBill, Meter, Quality
 from app.domain.catalog import Model
 from app.domain.limits import Scope
-from app.domain.money import NanoUsd, PicoUsd
-from app.domain.pricing import Cost, Price, Usage, cost_of, dearest_output, worst_case
+from app.domain.money import NanoUsd, pico_to_nano_rounded_up
+from app.domain.pricing import Cost, Price, Usage, cost_of, dearest
 from app.domain.service_tiers import asked_tiers
 from app.exceptions import PriceUnknown
 from app.services.context_validation import window_of
@@ -26,7 +26,7 @@ FIRST_AHEAD_TOKENS = 64
 def claims_of(meter: Meter, model: Model, need: Need, *, now: datetime, zone: tzinfo) -> list[BudgetClaim]:
     """The claims of one call against every budget of its key, user, app and model, for the periods that `now` falls into."""
     held = _holders(meter, model)
-    if not any(budgets for _, _, budgets in held):
+    if not held:
         return []
     most = need.cost_of(need.max_output_tokens)
     lost = _lost_cost(meter, model, need, held)
@@ -43,20 +43,21 @@ def need_of(meter: Meter, model: Model, *, floor_tokens: int, expected_tokens: i
 
     Raises: PriceUnknown when a hard budget would have to pay for a model without a price.
     """
-    estimate, budgets = meter.estimate, [budget for _, _, held in _holders(meter, model) for budget in held]
-    if estimate is None or not budgets:
+    estimate, held = meter.estimate, _holders(meter, model)
+    if estimate is None or not held:
         return NO_NEED
     prices = _possible_prices(model)
     if prices is None:
-        if any(budget.hard_limit_nanousd is not None for budget in budgets):
+        if _has_hard(held):
             raise PriceUnknown(model.name)
         return NO_NEED
     prompt, images = max(estimate.prompt_bound, estimate.prompt_tokens), meter.call.images
     asked = asked_tiers(meter.call.fields)
-    fixed = (worst_case(p, prompt_tokens=prompt, completion_tokens=0, images=images, asked_tiers=asked) for p in prices)
+    costs = [dearest(price, prompt_tokens=prompt, images=images, asked_tiers=asked) for price in prices]
+    fixed = pico_to_nano_rounded_up(max([sent for sent, _ in costs]))
     return Need(
-        fixed_nanousd=NanoUsd(max(fixed) + meter.failed_nanousd),
-        unit_picousd=PicoUsd(max(dearest_output(price, prompt, asked) for price in prices)),
+        fixed_nanousd=NanoUsd(fixed + meter.failed_nanousd),
+        unit_picousd=max([unit for _, unit in costs]),
         max_output_tokens=estimate.completion_tokens,
         floor_tokens=floor_tokens,
         is_elastic=meter.call.max_tokens is None,
@@ -116,13 +117,22 @@ def _disbelieved(meter: Meter, model: Model) -> bool:
 
 
 def _holders(meter: Meter, model: Model) -> Holders:
-    identity = meter.identity
-    holders = [(Scope.USER, identity.user.oid, identity.user.budgets), (Scope.MODEL, model.name, model.budgets)]
-    if identity.key:
-        holders.append((Scope.KEY, identity.key.id, identity.key.budgets))
-    if identity.app:
-        holders.append((Scope.APP, identity.app.id, identity.app.budgets))
+    """Those that have budgets."""
+    identity, holders = meter.identity, Holders()
+    user, key, app = identity.user, identity.key, identity.app
+    if user.budgets:
+        holders.append((Scope.USER, user.oid, user.budgets))
+    if model.budgets:
+        holders.append((Scope.MODEL, model.name, model.budgets))
+    if key and key.budgets:
+        holders.append((Scope.KEY, key.id, key.budgets))
+    if app and app.budgets:
+        holders.append((Scope.APP, app.id, app.budgets))
     return holders
+
+
+def _has_hard(held: Holders) -> bool:
+    return any(budget.hard_limit_nanousd is not None for _, _, budgets in held for budget in budgets)
 
 
 def _possible_prices(model: Model) -> list[Price] | None:
@@ -139,7 +149,7 @@ def _lost_cost(meter: Meter, model: Model, need: Need, held: Holders) -> NanoUsd
     the upstream may yet put on its invoice may go unpaid: of a stream so many tokens as it is not let past before its first
     checkpoint, of a unary answer all that was reserved for it (the admission lowers this to what it granted).
     """
-    if all(budget.hard_limit_nanousd is None for _, _, budgets in held for budget in budgets):
+    if not _has_hard(held):
         return surely_sent(meter, model)
     tokens = need.max_output_tokens
     if meter.call.is_stream:

@@ -103,10 +103,10 @@ def _record(
         requested_model=call.model,
         served_model=meter.model.name if meter.model else call.model,
         endpoint_id=endpoint.id if endpoint else None,
-        provider=str(endpoint.provider) if endpoint else None,
+        provider=endpoint.provider if endpoint else None,
         dialect=call.dialect,
         is_stream=call.is_stream,
-        outcome=str(outcome),
+        outcome=outcome,
         http_status=http_status,
         error_code=error_code,
         error_reason=meter.error_reason,
@@ -114,7 +114,7 @@ def _record(
         completion_tokens=usage.completion_tokens,
         cached_tokens=usage.cached_tokens,
         reasoning_tokens=usage.reasoning_tokens,
-        usage_quality=str(quality),
+        usage_quality=quality,
         cost_nanousd=cost_nanousd,
         price_id=price.id if price else None,
         first_token_ms=meter.first_token_ms,
@@ -131,9 +131,9 @@ def _detail(meter: Meter) -> RecordDetail:
         candidates=tuple(CandidateDetail(c.endpoint_id, c.verdict) for c in meter.candidates),
         limits=tuple(
             LimitDetail(
-                scope=str(state.claim.scope),
+                scope=state.claim.scope,
                 scope_id=state.claim.scope_id,
-                kind=str(state.claim.limit.kind),
+                kind=state.claim.limit.kind,
                 limit=state.claim.limit.limit,
                 window_seconds=state.claim.limit.window_s,
                 claimed=state.claim.amount,
@@ -143,7 +143,7 @@ def _detail(meter: Meter) -> RecordDetail:
         ),
         budgets=tuple(
             BudgetDetail(
-                scope=str(state.claim.scope),
+                scope=state.claim.scope,
                 scope_id=state.claim.scope_id,
                 period=state.claim.period.name,
                 hard_limit_nanousd=state.claim.budget.hard_limit_nanousd,
@@ -198,7 +198,7 @@ def _billed(bill: AttemptBill | None) -> _Billed:
         "cost_nanousd": bill.cost.nanousd,
         "prompt_tokens": bill.usage.prompt_tokens,
         "completion_tokens": bill.usage.completion_tokens,
-        "usage_quality": str(bill.quality),
+        "usage_quality": bill.quality,
         "price_id": bill.price.id if bill.price else None,
         "arithmetic": _arithmetic(bill.cost),
     }

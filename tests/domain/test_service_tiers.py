@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.money import PicoUsd
-from app.domain.pricing import Price, Rates, ServiceTier, Tier, Usage, cost_of, dearest_output, worst_case
+from app.domain.pricing import Price, Rates, ServiceTier, Tier, Usage, cost_of, dearest, worst_case
 from app.domain.service_tiers import asked_tiers
 
 
@@ -44,7 +44,8 @@ PRICE = Price(
     ],
 )
 def test_the_dearest_tier_that_can_apply_is_reserved(asked: tuple[str, ...], prompt_tokens: int, unit: int) -> None:
-    assert dearest_output(PRICE, prompt_tokens, asked) == unit * 4_000
+    _, per_token = dearest(PRICE, prompt_tokens=prompt_tokens, asked_tiers=asked)
+    assert per_token == unit * 4_000
     worst = worst_case(PRICE, prompt_tokens=prompt_tokens, completion_tokens=0, asked_tiers=asked)
     assert worst == prompt_tokens * unit
 
