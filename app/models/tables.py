@@ -34,7 +34,7 @@ from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 from app.domain.histogram import BUCKETS
 
-SCHEMA_REVISION = "0015"
+SCHEMA_REVISION = "0016"
 """The newest migration. A process whose database says otherwise migrates (or waits for the one that does)."""
 
 MAX_NAME_CHARS = 200
@@ -420,6 +420,7 @@ usage_records = Table(
         *("outcome", "created_at", "request_id"),
         postgresql_where=text("outcome <> 'ok'"),
     ),
+    Index("ix_usage_records_cost", "cost_nanousd"),
     postgresql_partition_by="RANGE (created_at)",
 )
 """One row per call that was admitted; append-only."""
@@ -518,6 +519,17 @@ day_rollups = Table(
     Index("ix_day_rollups_app", "app_id", "day"),
 )
 """The same by day (UTC), user, key and app, so that the dearest of a month are told at once. No budget is read from it."""
+
+refusal_rollups = Table(
+    "refusal_rollups",
+    metadata,
+    Column("hour", DateTime(timezone=True), nullable=False),
+    Column("error_code", Text, nullable=False),  # "" for none
+    Column("http_status", SmallInteger, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    PrimaryKeyConstraint("hour", "error_code", "http_status"),
+)
+"""How many calls were refused, by hour (UTC) and reason: outside of all other sums, as the refused calls are."""
 
 DURATION_COUNTS = tuple(f"duration_{bucket}" for bucket in range(BUCKETS))
 FIRST_TOKEN_COUNTS = tuple(f"first_token_{bucket}" for bucket in range(BUCKETS))
@@ -626,6 +638,7 @@ audit_log = Table(
     Index("ix_audit_log_actor", "actor", "id"),
     Index("ix_audit_log_action", "action", "id"),
     Index("ix_audit_log_at", "at"),
+    Index("ix_audit_log_changes", "id", postgresql_where=text("object_kind <> 'session'")),  # sign-ins are most of it
 )
 """Who changed what; each row's hash covers the row before it. Triggers refuse every change of a row and every deletion."""
 

@@ -250,7 +250,11 @@ Filtered = Annotated[LogFilter, Depends(log_filter)]
 async def list_calls(
     services: Services, wanted: Filtered, limit: Limit = 50, cursor: Cursor = None
 ) -> PageView[CallView]:
-    """Calls, newest first; those that were refused are among them."""
+    """Calls, newest first; those that were refused are among them.
+
+    Where little of a long log matches, a page may hold fewer calls than asked for, or none, and still name a next one:
+    the search goes on from there.
+    """
     page = await services.reports.log_page(wanted, limit=limit, cursor=cursor)
     deletions = await services.reports.deletions({record.user_oid for record in page.items})
     return PageView(items=[CallView.of(record, deletions) for record in page.items], next_cursor=page.next_cursor)

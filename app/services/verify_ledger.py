@@ -1,6 +1,7 @@
 """The proof of the books: everything that is a sum of something else is summed again and compared. Reads only.
 
 1. Rollups = Σ ledger, for every hour, key and column; those of a day = Σ those of its hours.
+   Refusals counted = refused calls in the log.
 2. Every row of the ledger: nothing negative; its cost is its own arithmetic, rounded up once; that arithmetic is its usage at
    the price it names, where that price is known.
 3. Every budget counter: spent = ledger + records on their way, reserved = Σ open reservations; no reservation and no slot
@@ -118,6 +119,7 @@ class LedgerVerification:
             proof.add(drift for gap in found.gaps for drift in rollup_drifts(gap))
             proof.add(endpoint_drifts(found))
             proof.add(day_drifts(found, gaps))
+            proof.add(Drift("refusals", str(gap), "requests", gap.in_log, gap.in_rollups) for gap in found.refusal_gaps)
         return gaps
 
     async def _bills(self, months: list[tuple[int, int]], proof: Proof) -> None:

@@ -264,6 +264,8 @@ class AuditQuery:
     """Looked for anywhere in actor, action and object."""
     since: datetime | None = None
     until: datetime | None = None
+    leaves_out_sessions: bool = False
+    """Without signing in and out, which changes nothing and happens most."""
 
 
 @dataclass(frozen=True, slots=True)

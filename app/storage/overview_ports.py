@@ -41,6 +41,17 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusals:
+    """Calls that were refused for one reason in one stretch of time."""
+
+    began: str
+    """The hour or day, in RFC 3339."""
+    error_code: str
+    http_status: int
+    requests: int
+
+
+@dataclass(frozen=True, slots=True)
 class HourOfEndpoint:
     endpoint_id: str
     hour: datetime
@@ -88,6 +99,16 @@ class OverviewStore(Protocol):
 
     async def top(self, group_by: str, since: datetime, until: datetime, *, limit: int) -> list[UsageSums]:
         """The dearest models, users, keys or apps."""
+        ...
+
+    async def tops(
+        self, groups: Sequence[str], since: datetime, until: datetime, *, limit: int
+    ) -> dict[str, list[UsageSums]]:
+        """The dearest of several groups (not of models), read at once."""
+        ...
+
+    async def refusals(self, since: datetime, until: datetime, *, by_day: bool) -> list[Refusals]:
+        """How many calls were refused, by hour or day (UTC) and reason."""
         ...
 
     async def spent(self, scope: Scope, period: Period, scope_ids: Sequence[str]) -> Mapping[str, NanoUsd]:

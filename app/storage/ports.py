@@ -402,6 +402,8 @@ ANY_CALL = LogFilter()
 class LogPage:
     items: list[CallRecord]
     next_cursor: str | None
+    looked_to: datetime | None = None
+    """The log was looked through as far back as this, and the page is not full: the next one goes on from there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,7 +421,10 @@ class UsageSums:
 
 class ReportStore(Protocol):
     async def log_page(self, log_filter: LogFilter, *, limit: int, cursor: str | None) -> LogPage:
-        """Newest first, paged by keyset over (created_at, request_id); refused calls included."""
+        """Newest first, paged by keyset over (created_at, request_id); refused calls included.
+
+        A search that finds little in a long log answers with what it has after a while, and with where it goes on.
+        """
         ...
 
     async def record(self, request_id: str) -> CallRecord | None: ...

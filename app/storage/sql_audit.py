@@ -180,6 +180,8 @@ class SqlAudit:
         ):
             if wanted is not None:
                 statement = statement.where(column == wanted)
+        if query.leaves_out_sessions:
+            statement = statement.where(audit_log.c.object_kind != "session")
         if query.search:
             statement = statement.where(found(query.search, *_SEARCHED))
         if query.since is not None:

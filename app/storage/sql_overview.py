@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, CompoundSelect, Select, Table, cast, func, select, union_all
+from sqlalchemy import ColumnElement, CompoundSelect, FromClause, Select, Table, cast, func, literal, select, union_all
 from sqlalchemy.dialects.postgresql import UUID
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -23,11 +23,12 @@ from app.models.tables import (
     endpoint_rollups,
     keys,
     prices,
+    refusal_rollups,
     usage_rollups,
 )
-from app.storage.overview_ports import HourOfEndpoint, PriceRow, Traffic
+from app.storage.overview_ports import HourOfEndpoint, PriceRow, Refusals, Traffic
 from app.storage.ports import UsageSums
-from app.storage.sql_alerts import Stretch, spent_statements, whole_days
+from app.storage.sql_alerts import Stretch, spent_statements
 from app.storage.sql_rows import AnyRow, is_uuid, price_of
 
 _SUMS = ("requests", "errors", "prompt_tokens", "completion_tokens", "cost_nanousd")
@@ -35,6 +36,7 @@ _by = endpoint_rollups.c
 _HOUR, _DAY = 'YYYY-MM-DD"T"HH24:00:00"Z"', 'YYYY-MM-DD"T"00:00:00"Z"'
 _TOP = {"model": "model", "user": "user_oid", "key": "key_id", "app": "app_id"}
 HISTORY_ROWS = 100
+DAY = timedelta(days=1)
 
 
 class SqlOverview:
@@ -69,18 +71,40 @@ class SqlOverview:
         ]
 
     async def top(self, group_by: str, since: datetime, until: datetime, *, limit: int) -> list[UsageSums]:
-        rows = _rows_between(group_by, _hour_of(since), until).subquery()
+        if group_by != "model":
+            return (await self.tops([group_by], since, until, limit=limit))[group_by]
+        models = _rows_of(endpoint_rollups, ["model"], endpoint_rollups.c.hour, (_hour_of(since), until)).subquery()
+        statement = _dearest(models, models.c.model).limit(limit)
+        return [_sums_of(row) for row in await self._rows(statement)]
+
+    async def tops(
+        self, groups: Sequence[str], since: datetime, until: datetime, *, limit: int
+    ) -> dict[str, list[UsageSums]]:
+        names = [_TOP[group] for group in groups]
+        rows = union_all(*_signed_rows(names, _hour_of(since), until)).subquery()
         sums = [func.sum(rows.c[name]).label(name) for name in _SUMS]
-        statement = (
-            select(rows.c.grp, *sums)
-            .group_by(rows.c.grp)
-            .order_by(sums[-1].desc(), sums[0].desc(), rows.c.grp)
-            .limit(limit)
-        )
-        return [
-            UsageSums(row.grp, **{name: int(row._mapping[name]) for name in _SUMS}, subgroup=None)
-            for row in await self._rows(statement)
+        # One pass over all rows, whatever is asked for; what is left of it is few.
+        held = select(*(rows.c[name] for name in names), *sums).group_by(*(rows.c[name] for name in names)).cte("held")
+        lists = [
+            select(literal(group).label("list"), _dearest(held, held.c[_TOP[group]]).limit(limit).subquery())
+            for group in groups
         ]
+        found: dict[str, list[UsageSums]] = {group: [] for group in groups}
+        for row in await self._rows(union_all(*lists)):
+            found[row.list].append(_sums_of(row))
+        return found
+
+    async def refusals(self, since: datetime, until: datetime, *, by_day: bool) -> list[Refusals]:
+        counted, requests = refusal_rollups.c, func.sum(refusal_rollups.c.requests).label("requests")
+        began = func.to_char(func.timezone("UTC", counted.hour), _DAY if by_day else _HOUR).label("began")
+        statement = (
+            select(began, counted.error_code, counted.http_status, requests)
+            .where(counted.hour >= _hour_of(since), counted.hour < until)
+            .group_by(began, counted.error_code, counted.http_status)
+            .order_by(began)
+        )
+        rows = await self._rows(statement)
+        return [Refusals(row.began, row.error_code, row.http_status, int(row.requests)) for row in rows]
 
     async def spent(self, scope: Scope, period: Period, scope_ids: Sequence[str]) -> Mapping[str, NanoUsd]:
         totals: defaultdict[str, int] = defaultdict(int)
@@ -108,25 +132,66 @@ class SqlOverview:
         )
         return [_price_row(row) for row in await self._rows(statement)]
 
-    async def _rows(self, statement: Select[*tuple[Any, ...]]) -> list[AnyRow]:
+    async def _rows(self, statement: Select[Any] | CompoundSelect[Any]) -> list[AnyRow]:
         async with transaction(self._engine) as connection:
             return list((await connection.execute(statement)).all())
 
 
-def _rows_between(group_by: str, since: datetime, until: datetime) -> Select[Any] | CompoundSelect[Any]:
-    """The sums of these hours by model, user, key or app, of whole days at once."""
-    if group_by == "model":
-        return _rows_of(endpoint_rollups, "model", endpoint_rollups.c.hour, (since, until))
-    days, hours = whole_days(since, until)
-    parts = [_rows_of(usage_rollups, _TOP[group_by], usage_rollups.c.hour, each) for each in hours]
-    if days is not None:
-        parts.append(_rows_of(day_rollups, _TOP[group_by], day_rollups.c.day, days))
-    return union_all(*parts)
+def _dearest(rows: FromClause, group: ColumnElement[Any]) -> Select[Any]:
+    sums = [func.sum(rows.c[name]).label(name) for name in _SUMS]
+    return (
+        select(group.label("grp"), *sums)
+        .where(group != "")
+        .group_by(group)
+        .having(sums[0] > 0)
+        .order_by(sums[-1].desc(), sums[0].desc(), group)
+    )
 
 
-def _rows_of(table: Table, group: str, at: ColumnElement[Any], between: Stretch) -> Select[Any]:
-    names = [table.c[name] for name in _SUMS]
-    return select(table.c[group].label("grp"), *names).where(at >= between[0], at < between[1], table.c[group] != "")
+def _sums_of(row: AnyRow) -> UsageSums:
+    return UsageSums(row.grp, **{name: int(row._mapping[name]) for name in _SUMS}, subgroup=None)
+
+
+SHORT = timedelta(hours=12)
+"""What is not longer is summed by hours; of any day longer than this, the day's sums less those of its other hours are fewer rows."""
+
+
+def _signed_rows(names: Sequence[str], since: datetime, until: datetime) -> Iterator[Select[Any]]:
+    """The sums of these hours: those of days, and those of hours that are missing or too much."""
+    hour, day = usage_rollups.c.hour, day_rollups.c.day
+    days, hours = _days_and_hours(since, until)
+    if days[0] < days[1]:
+        yield _rows_of(day_rollups, names, day, days)
+    for sign, stretch in hours:
+        yield _rows_of(usage_rollups, names, hour, stretch, sign=sign)
+
+
+def _days_and_hours(since: datetime, until: datetime) -> tuple[Stretch, list[tuple[int, Stretch]]]:
+    """Whole days (UTC), and the hours to add to them (1) or to take from them (-1)."""
+    if until - since <= SHORT:
+        return (since, since), [(1, (since, until))]
+    begins, ends = _midnight(since), _midnight(until)
+    hours: list[tuple[int, Stretch]] = []
+    if since - begins >= SHORT:
+        hours, begins = [(1, (since, begins + DAY))], begins + DAY
+    elif since > begins:
+        hours = [(-1, (begins, since))]
+    if until - ends > SHORT:
+        hours, ends = [*hours, (-1, (until, ends + DAY))], ends + DAY
+    elif until > ends:
+        hours = [*hours, (1, (ends, until))]
+    return (begins, ends), hours
+
+
+def _midnight(moment: datetime) -> datetime:
+    return moment.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+def _rows_of(
+    table: Table, names: Sequence[str], at: ColumnElement[Any], between: Stretch, *, sign: int = 1
+) -> Select[Any]:
+    sums = [table.c[name] if sign > 0 else (-table.c[name]).label(name) for name in _SUMS]
+    return select(*(table.c[name] for name in names), *sums).where(at >= between[0], at < between[1])
 
 
 def _traffic(group: ColumnElement[str], since: datetime, until: datetime) -> Select[*tuple[Any, ...]]:

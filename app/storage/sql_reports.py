@@ -1,46 +1,33 @@
-"""Looking back: the log of calls (the ledger and the refusals as one list), one call, its bodies, sums, exports.
-
-Searches are by equality, values travel as parameters, and pages are read by keyset: what a search costs does not depend
-on how deep it looks, and no word of a caller is ever part of a statement.
-"""
+"""Looking back: the log of calls in pages, one call, its bodies, sums, exports. How the log is searched stands in `sql_log`."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import zlib
 from collections.abc import AsyncIterator, Collection
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, timedelta
+from datetime import time as time_of_day
 from typing import Any
 
 import msgspec
 from sqlalchemy import (
-    Column,
     ColumnElement,
-    CompoundSelect,
     Select,
-    Table,
-    Text,
-    cast,
-    false,
     func,
-    literal,
-    literal_column,
-    null,
     select,
-    tuple_,
-    union_all,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database import transaction
 from app.domain.record import CallContent, CallRecord, RecordDetail
 from app.exceptions import InvalidRequest
-from app.models.tables import deleted_users, refused_calls, usage_content, usage_records, usage_rollups
+from app.models.tables import deleted_users, usage_content, usage_rollups
 from app.storage.keyset import decode_cursor, encode_cursor
 from app.storage.ports import ANY_CALL, LogFilter, LogPage, UsageSums
+from app.storage.sql_log import Place, bounded, matches_nothing, next_found
 from app.storage.sql_rows import AnyRow, is_uuid
-from app.storage.sql_usage import NO_ERRORS
 
 log = logging.getLogger("gateway.reports")
 
@@ -48,13 +35,10 @@ MAX_PAGE = 200
 EXPORT_PAGE = 1_000
 """Rows an export reads at a time, each time in a transaction of its own: a reader that stalls holds no connection, and
 no snapshot that would keep the database from cleaning up."""
-EARLIEST, LATEST = datetime(2000, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
-"""Times outside of these are taken as these: PostgreSQL's and Python's calendars end in different years."""
+PATIENCE_S = 0.08
+"""How long a search for one page goes on before it tells how far it came: somebody waits for it."""
 MAX_BODY_BYTES = 64 * 1024 * 1024
 """Far above what is ever stored; a body that unpacks to more was not written by us."""
-
-Place = tuple[datetime, str]
-"""Where a page ended."""
 
 
 class SqlReportStore:
@@ -66,13 +50,22 @@ class SqlReportStore:
     async def log_page(self, log_filter: LogFilter, *, limit: int, cursor: str | None) -> LogPage:
         """Raises: InvalidRequest for a cursor that this list never gave."""
         limit = min(max(limit, 1), MAX_PAGE)
-        found = await self._records(log_filter, limit + 1, None if cursor is None else _place_in(cursor))
-        items = found[:limit]
-        is_last = len(found) <= limit
-        return LogPage(items, None if is_last else encode_cursor(items[-1].created_at, items[-1].request_id))
+        place = None if cursor is None else _place_in(cursor)
+        ends_s = time.monotonic() + PATIENCE_S
+        found: list[CallRecord] = []
+        while True:
+            more, place = await self._next_records(log_filter, limit + 1 - len(found), place)
+            found += more
+            if len(found) > limit:
+                items = found[:limit]
+                return LogPage(items, encode_cursor(items[-1].created_at, items[-1].request_id))
+            if place is None:
+                return LogPage(found, None)
+            if time.monotonic() >= ends_s:
+                return LogPage(found, encode_cursor(*place), looked_to=place[0])
 
     async def record(self, request_id: str) -> CallRecord | None:
-        found = await self._records(LogFilter(request_id=request_id), 1, None)
+        found, _ = await self._next_records(LogFilter(request_id=request_id), 1, None)
         return found[0] if found else None
 
     async def content(self, request_id: str) -> CallContent | None:
@@ -105,175 +98,29 @@ class SqlReportStore:
         """Newest first, in pages by keyset. What is written meanwhile is newer and not part of it."""
         place: Place | None = None
         while True:
-            found = await self._records(log_filter, EXPORT_PAGE, place)
+            found, place = await self._next_records(log_filter, EXPORT_PAGE, place)
             for record in found:
                 yield record
-            if len(found) < EXPORT_PAGE:
+            if place is None:
                 return
-            place = (found[-1].created_at, found[-1].request_id)
 
-    async def _records(self, log_filter: LogFilter, limit: int, before: Place | None) -> list[CallRecord]:
-        statement = _log_statement(log_filter, limit, before)
-        if statement is None:
-            return []
+    async def _next_records(
+        self, log_filter: LogFilter, wanted: int, before: Place | None
+    ) -> tuple[list[CallRecord], Place | None]:
+        """The next that match, and where the search goes on; None: it is at its end."""
         async with transaction(self._engine) as connection:
-            rows = await _rows(connection, statement)
-        return [_record_of(row) for row in rows]
+            found = await next_found(connection, log_filter, wanted, before)
+        return [_record_of(row) for row in found.rows], found.looked_to
 
 
-async def _rows(connection: AsyncConnection, statement: Select[Any] | CompoundSelect[Any]) -> list[AnyRow]:
-    return list((await connection.execute(statement)).all())
-
-
-# ── The log ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-_AS_REFUSED: dict[str, ColumnElement[Any]] = {
-    # What a refused call's row leaves out, because it is the same for all of them.
-    "served_model": refused_calls.c.requested_model,
-    "endpoint_id": null(),
-    "provider": null(),
-    "outcome": literal_column("'refused'"),
-    "prompt_tokens": literal_column("0"),
-    "completion_tokens": literal_column("0"),
-    "cached_tokens": literal_column("0"),
-    "reasoning_tokens": literal_column("0"),
-    "usage_quality": literal_column("'exact'"),
-    "cost_nanousd": literal_column("0"),
-    "price_id": null(),
-    "first_token_ms": null(),
-    "attempts": literal_column("0"),
-}
-
-
-def _column(table: Table, name: str) -> ColumnElement[Any]:
-    if name == "detail":
-        return cast(table.c.detail, Text).label(name)  # as text, to be read once, into its own type
-    if name in table.c:
-        return table.c[name]
-    return cast(_AS_REFUSED[name], usage_records.c[name].type).label(name)
-
-
-_NAMES = [column.name for column in usage_records.c]
-_LEDGER = [_column(usage_records, name) for name in _NAMES]
-_REFUSED = [_column(refused_calls, name) for name in _NAMES]
-
-
-def _log_statement(log_filter: LogFilter, limit: int, before: Place | None) -> Select[Any] | CompoundSelect[Any] | None:
-    """The newest `limit` records before a place. None when nothing can match (an id that is none, say)."""
-    if _matches_nothing(log_filter):
-        return None
-    ledger = _page(usage_records, _LEDGER, log_filter, limit, before)
-    refused = _page(refused_calls, _REFUSED, log_filter, limit, before)
-    if log_filter.outcome == "refused":
-        return None if _excludes_refusals(log_filter) else refused
-    if log_filter.is_error:
-        # The first condition says nothing new, but it is the one of the index.
-        return ledger.where(usage_records.c.outcome != "ok", usage_records.c.outcome.not_in(NO_ERRORS))
-    if log_filter.outcome is not None:
-        return ledger.where(usage_records.c.outcome == log_filter.outcome)
-    if _excludes_refusals(log_filter):
-        return ledger
-    both = union_all(select(ledger.subquery()), select(refused.subquery()))
-    # By name, as the two halves of a union have no table: newest first, like each of them.
-    return both.order_by(*(both.selected_columns[name].desc() for name in ("created_at", "request_id"))).limit(limit)
-
-
-def _page(
-    table: Table, columns: list[ColumnElement[Any]], log_filter: LogFilter, limit: int, before: Place | None
-) -> Select[Any]:
-    at, ident = table.c.created_at, table.c.request_id
-    statement = select(*columns).where(*_conditions(table, log_filter))
-    if before is not None:
-        # The first condition says nothing new, but it lets the planner leave out later partitions.
-        place = tuple_(literal(before[0], at.type), literal(before[1], ident.type))
-        statement = statement.where(at <= before[0], tuple_(at, ident) < place)
-    return statement.order_by(at.desc(), ident.desc()).limit(limit)
-
-
-def _conditions(table: Table, log_filter: LogFilter) -> list[ColumnElement[bool]]:
-    wanted: list[tuple[Column[Any], object]] = [
-        (table.c.request_id, log_filter.request_id),
-        (table.c.user_oid, log_filter.user_oid),
-        (table.c.key_id, log_filter.key_id),
-        (table.c.app_id, log_filter.app_id),
-        (table.c.requested_model, log_filter.model),
-        (table.c.http_status, log_filter.http_status),
-        (table.c.client_request_id, log_filter.client_request_id),
-        (table.c.dialect, log_filter.dialect),
-        (table.c.error_code, log_filter.error_code),
-        (table.c.is_stream, log_filter.is_stream),
-    ]
-    conditions = [column == value for column, value in wanted if value is not None]
-    if log_filter.min_duration_ms is not None:
-        conditions.append(table.c.duration_ms >= log_filter.min_duration_ms)
-    if log_filter.max_duration_ms is not None:
-        conditions.append(table.c.duration_ms <= log_filter.max_duration_ms)
-    if table is usage_records:
-        conditions += _ledger_conditions(log_filter)
-    if log_filter.since is not None:
-        conditions.append(table.c.created_at >= _bounded(log_filter.since))
-    if log_filter.until is not None:
-        conditions.append(table.c.created_at < _bounded(log_filter.until))
-    return conditions or [~false()]
-
-
-def _ledger_conditions(log_filter: LogFilter) -> list[ColumnElement[bool]]:
-    """By what only calls have that were admitted."""
-    wanted: list[tuple[Column[Any], object]] = [
-        (usage_records.c.served_model, log_filter.served_model),
-        (usage_records.c.endpoint_id, log_filter.endpoint_id),
-        (usage_records.c.provider, log_filter.provider),
-    ]
-    conditions = [column == value for column, value in wanted if value is not None]
-    if log_filter.min_cost_nanousd is not None:
-        conditions.append(usage_records.c.cost_nanousd >= log_filter.min_cost_nanousd)
-    if log_filter.max_cost_nanousd is not None:
-        conditions.append(usage_records.c.cost_nanousd <= log_filter.max_cost_nanousd)
-    return conditions
-
-
-def _excludes_refusals(log_filter: LogFilter) -> bool:
-    """They reached no endpoint and cost nothing; they were to be served by the model that was asked for."""
-    return (
-        any((log_filter.endpoint_id, log_filter.provider, log_filter.served_model))
-        or (log_filter.min_cost_nanousd or 0) > 0
-    )
-
-
-def _matches_nothing(log_filter: LogFilter) -> bool:
-    ids = (log_filter.request_id, log_filter.key_id, log_filter.endpoint_id)
-    texts = (
-        *(log_filter.user_oid, log_filter.app_id, log_filter.model, log_filter.outcome, log_filter.client_request_id),
-        *(log_filter.served_model, log_filter.provider, log_filter.dialect, log_filter.error_code),
-    )
-    status = log_filter.http_status
-    return (
-        any(ident is not None and not is_uuid(ident) for ident in ids)
-        or any(text is not None and not _is_storable(text) for text in texts)
-        or (status is not None and not 0 <= status < 1_000)
-    )
-
-
-def _is_storable(text: str) -> bool:
-    """Whether PostgreSQL could hold it: without NUL, and whole characters only."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return "\x00" not in text
+# ── Records ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _place_in(cursor: str) -> Place:
     at, ident = decode_cursor(cursor)
     if not is_uuid(ident):
         raise InvalidRequest("'cursor' is not one that this list gave.", param="cursor")
-    return _bounded(at), ident
-
-
-def _bounded(moment: datetime) -> datetime:
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return min(max(moment, EARLIEST), LATEST)
+    return bounded(at), ident
 
 
 _detail = msgspec.json.Decoder(RecordDetail)
@@ -336,7 +183,7 @@ def _summary_statement(
         raise InvalidRequest(
             f"'group_by' is one of {', '.join(_GROUPS)}, or two of them with a comma between.", param="group_by"
         )
-    if _matches_nothing(of):
+    if matches_nothing(of):
         return None
     sums = [
         func.sum(usage_rollups.c[name]).label(name)
@@ -386,5 +233,5 @@ def _ending(until: date | datetime) -> datetime:
 
 def _moment(day_or_moment: date | datetime) -> datetime:
     if isinstance(day_or_moment, datetime):
-        return _bounded(day_or_moment)
-    return _bounded(datetime.combine(day_or_moment, time.min, tzinfo=UTC))
+        return bounded(day_or_moment)
+    return bounded(datetime.combine(day_or_moment, time_of_day.min, tzinfo=UTC))

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -171,6 +171,7 @@ class SqlUsageStore:
             found = {record.request_id for record in replaced}
             added = [record for record in ledger if record.request_id in new or record.request_id in found]
             await _add_to_rollups(connection, added, replaced)
+            await _count_refusals(connection, [record for record in refusals if record.request_id in new_refusals])
         return len(new) + len(new_refusals)
 
     async def _write_contents(self, contents: Sequence[CallContent]) -> int:
@@ -282,6 +283,13 @@ ROLLUP_UPSERT = _add_sums("usage_rollups", ROLLUP_KEY, SUMS, _ROLLUP_TYPES)
 ROLLUP_DELETE = _delete_empty("usage_rollups", ROLLUP_KEY, SUMS, _ROLLUP_TYPES)
 DAY_UPSERT = _add_sums("day_rollups", DAY_KEY, SUMS, _DAY_TYPES)
 DAY_DELETE = _delete_empty("day_rollups", DAY_KEY, SUMS, _DAY_TYPES)
+REFUSAL_KEY = ("hour", "error_code", "http_status")
+REFUSAL_UPSERT = _add_sums(
+    "refusal_rollups",
+    REFUSAL_KEY,
+    ("requests",),
+    {"hour": "timestamptz", "error_code": "text", "http_status": "int2", "requests": "int8"},
+)
 ENDPOINT_UPSERT = _add_sums("endpoint_rollups", ENDPOINT_KEY, ENDPOINT_SUMS, _ENDPOINT_TYPES)
 ENDPOINT_DELETE = _delete_empty("endpoint_rollups", ENDPOINT_KEY, SUMS, _ENDPOINT_TYPES)
 
@@ -389,6 +397,12 @@ async def _add_to_rollups(
         await connection.exec_driver_sql(ENDPOINT_DELETE, _columns(sorted({_endpoint_key(each) for each in removed})))
 
 
+async def _count_refusals(connection: AsyncConnection, refused: Sequence[CallRecord]) -> None:
+    counts = Counter(map(_refusal_key, refused))
+    if counts:
+        await connection.exec_driver_sql(REFUSAL_UPSERT, _columns((*key, counts[key]) for key in sorted(counts)))
+
+
 def _columns(rows: Iterable[tuple[object, ...]]) -> tuple[list[object], ...]:
     return tuple(list(column) for column in zip(*rows, strict=True))
 
@@ -451,6 +465,10 @@ def _buckets(record: CallRecord) -> Iterable[int]:
 def _day_key(record: CallRecord) -> DayKey:
     hour, user_oid, key_id, app_id, *_ = _rollup_key(record)
     return hour.replace(hour=0), user_oid, key_id, app_id
+
+
+def _refusal_key(record: CallRecord) -> tuple[datetime, str, int]:
+    return _hour(record.created_at_ms // HOUR_MS), record.error_code or "", record.http_status
 
 
 def _endpoint_key(record: CallRecord) -> EndpointKey:

@@ -21,7 +21,7 @@ from app.models.tables import DURATION_COUNTS, FIRST_TOKEN_COUNTS, budgets, pric
 from app.storage.sql_partitions import Month, month_after, month_of
 from app.storage.sql_rows import HOLDER_COLUMN, is_uuid, price_of
 from app.storage.sql_usage import ENDPOINT_SUMS, NO_ERRORS, ROLLUP_KEY, SUMS, spent_statement
-from app.storage.verify_ports import Bill, Booked, RollupGap, RollupKey, RollupSlice, Standing
+from app.storage.verify_ports import Bill, Booked, RefusalGap, RollupGap, RollupKey, RollupSlice, Standing
 
 SLICE = timedelta(hours=6)
 """A month of a hundred million records has 800,000 in six hours, which are summed well within a statement's time."""
@@ -97,6 +97,19 @@ DAY_GAPS = f"""
     WHERE {" OR ".join(f"coalesce(ledger.{name}, 0) <> coalesce(rolled.{name}, 0)" for name in SUMS)}
     ORDER BY hour, user_oid, key_id, app_id
 """  # noqa: S608 - our own names
+REFUSAL_GAPS = """
+    WITH refused AS (
+        SELECT date_trunc('hour', created_at) AS hour, coalesce(error_code, '') AS error_code, http_status, count(*) AS requests
+        FROM refused_calls WHERE created_at >= $1 AND created_at < $2 GROUP BY 1, 2, 3
+    ), counted AS (
+        SELECT hour, error_code, http_status, requests FROM refusal_rollups WHERE hour >= $1 AND hour < $2
+    )
+    SELECT hour, error_code, http_status,
+           coalesce(refused.requests, 0) AS in_log, coalesce(counted.requests, 0) AS in_rollups
+    FROM refused FULL JOIN counted USING (hour, error_code, http_status)
+    WHERE coalesce(refused.requests, 0) <> coalesce(counted.requests, 0)
+    ORDER BY hour, error_code, http_status
+"""
 BILLS = f"""
     SELECT created_at, request_id, outcome, price_id, cost_nanousd, prompt_tokens, completion_tokens, cached_tokens,
            reasoning_tokens, (detail->'usage')::text AS usage, (detail->'arithmetic')::text AS lines,
@@ -152,12 +165,17 @@ class SqlLedgerProof:
                 await _allow_time(connection)
                 rows = (await connection.exec_driver_sql(GAPS, (start, until))).mappings().all()
                 others = (await connection.exec_driver_sql(ENDPOINT_GAPS, (start, until))).mappings().all()
+                refusals = (await connection.exec_driver_sql(REFUSAL_GAPS, (start, until))).mappings().all()
                 ends_a_day = until.hour == 0
                 day = (until - timedelta(days=1), until)
                 of_day = (await connection.exec_driver_sql(DAY_GAPS, day)).mappings().all() if ends_a_day else []
             gaps, endpoint_gaps = [_gap(dict(row)) for row in rows], [_endpoint_gap(dict(row)) for row in others]
             yield RollupSlice(
-                until - timedelta(microseconds=1), gaps, endpoint_gaps, [_gap(dict(row)) for row in of_day]
+                until - timedelta(microseconds=1),
+                gaps,
+                endpoint_gaps,
+                [_gap(dict(row)) for row in of_day],
+                [RefusalGap(**dict(row)) for row in refusals],
             )
             start = until
 

@@ -41,6 +41,20 @@ class RollupGap:
 
 
 @dataclass(frozen=True, slots=True)
+class RefusalGap:
+    """One hour and reason for which another number of refused calls is counted than there are."""
+
+    hour: datetime
+    error_code: str
+    http_status: int
+    in_log: int
+    in_rollups: int
+
+    def __str__(self) -> str:
+        return f"{self.hour:%Y-%m-%dT%H:00Z}, {self.http_status} {self.error_code}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
 class RollupSlice:
     """What comparing one stretch of time found."""
 
@@ -50,6 +64,7 @@ class RollupSlice:
     """The same of the sums by model and endpoint, which no budget is read from."""
     day_gaps: list[RollupGap] = field(default_factory=list)
     """Where a day's sums are not those of its hours; told with the day's last stretch."""
+    refusal_gaps: list[RefusalGap] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from app.storage import migrate as module
 from app.storage.migrate import MigrationFailed, difference, downgrade, migrate, schema_state
 from app.storage.sql_usage import SqlUsageStore
 from tests.storage.conftest import quiet
-from tests.storage.records import NOON, a_record
+from tests.storage.records import NOON, a_record, a_refusal
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,6 +116,17 @@ async def test_sums_by_day_are_filled_from_the_hours_that_were_there(database: s
     assert await migrate(database, quiet)
     assert await rows_of(engine, "day_rollups") == written
     assert len(written) == 2
+
+
+async def test_refusals_are_counted_from_the_log_that_was_there(database: str, engine: AsyncEngine) -> None:
+    codes = ("rate_limit_exceeded", "insufficient_quota", None)
+    refused = [a_refusal(NOON + timedelta(minutes=m * 20), error_code=codes[m % 3]) for m in range(20)]
+    await SqlUsageStore(engine).write(refused)
+    written = await rows_of(engine, "refusal_rollups")
+    await downgrade(database, "0015")
+    assert await migrate(database, quiet)
+    assert await rows_of(engine, "refusal_rollups") == written
+    assert len(written) == 7 * 3 - 1
 
 
 async def rows_of(engine: AsyncEngine, table: str) -> list[tuple[object, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -14,7 +15,7 @@ from app.domain.record import CallRecord
 from app.storage.sql_alerts import SqlAlertStore
 from app.storage.sql_overview import SqlOverview
 from app.storage.sql_usage import SqlUsageStore
-from tests.storage.records import KEY_A, NOON, a_record
+from tests.storage.records import KEY_A, NOON, a_record, a_refusal
 
 MIDNIGHT = NOON.replace(hour=0)
 HOURS = [-49, -24, -1, 0, 1, 13, 23, 24, 25, 47, 48, 71]
@@ -36,8 +37,8 @@ def cost_between(records: list[CallRecord], oid: str, since: datetime, until: da
     return sum(each.cost_nanousd for each in records if each.user_oid == oid and since <= each.created_at < until)
 
 
-@pytest.mark.parametrize("begins", [-49, -24, -1, 0, 5, 24])
-@pytest.mark.parametrize("hours", [1, 24, 30, 48, 72, 120])
+@pytest.mark.parametrize("begins", [-49, -24, -1, 0, 5, 13, 24])
+@pytest.mark.parametrize("hours", [1, 11, 13, 24, 30, 48, 72, 120])
 async def test_the_dearest_of_any_hours_are_summed_exactly(
     engine: AsyncEngine, records: list[CallRecord], begins: int, hours: int
 ) -> None:
@@ -45,11 +46,31 @@ async def test_the_dearest_of_any_hours_are_summed_exactly(
     until = since + timedelta(hours=hours)
 
     found = await SqlOverview(engine).top("user", since, until, limit=5)
+    both = await SqlOverview(engine).tops(("user", "key"), since, until, limit=5)
 
     costs = {oid: cost_between(records, oid, since, until) for oid in USERS}
     assert [(each.group, each.cost_nanousd) for each in found] == sorted(
         ((oid, cost) for oid, cost in costs.items() if cost), key=lambda each: -each[1]
     )
+    assert both["user"] == found
+    assert [each.cost_nanousd for each in both["key"]] == ([total] if (total := sum(costs.values())) else [])
+
+
+@pytest.mark.parametrize("by_day", [True, False])
+async def test_refusals_are_counted_once_by_time_and_reason(engine: AsyncEngine, by_day: bool) -> None:
+    store, overview = SqlUsageStore(engine), SqlOverview(engine)
+    reasons = (("rate_limit_exceeded", 429), ("insufficient_quota", 402), (None, 403))
+    refused = [
+        a_refusal(MIDNIGHT + timedelta(hours=n), error_code=reasons[n % 3][0], http_status=reasons[n % 3][1])
+        for n in range(30)
+    ]
+    await store.write([*refused, a_record(MIDNIGHT)])
+    await store.write(refused[:7])  # a batch that comes again
+    found = await overview.refusals(MIDNIGHT, MIDNIGHT + timedelta(hours=29), by_day=by_day)
+
+    step = "%Y-%m-%dT00:00:00Z" if by_day else "%Y-%m-%dT%H:00:00Z"
+    expected = Counter((r.created_at.strftime(step), r.error_code or "", r.http_status) for r in refused[:29])
+    assert {(each.began, each.error_code, each.http_status): each.requests for each in found} == expected
 
 
 @pytest.mark.parametrize("kind", list(PeriodKind))

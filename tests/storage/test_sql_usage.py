@@ -128,16 +128,16 @@ async def test_what_fails_in_the_rollups_leaves_nothing_in_the_ledger(
 async def test_a_page_deep_in_the_log_reads_an_index_and_only_its_months(
     engine: AsyncEngine, usage: UsageStore, reports: ReportStore
 ) -> None:
-    from app.storage.sql_reports import _log_statement
+    from app.storage.sql_log import _halves, _matching
 
     await usage.write(
         [a_record(datetime(2026, month, 1 + i % 28, tzinfo=UTC)) for month in (9, 10, 11) for i in range(300)]
     )
     last = a_record(datetime(2026, 10, 5, tzinfo=UTC))
-    statement = _log_statement(LogFilter(user_oid="user-1"), 50, (last.created_at, last.request_id))
-    assert statement is not None
-    compiled = statement.compile(engine.sync_engine, compile_kwargs={"literal_binds": True})
     async with transaction(engine) as connection:
+        ledger, _ = await _halves(connection, LogFilter(user_oid="user-1"))
+        statement = _matching(ledger, 50, (last.created_at, last.request_id), 50)
+        compiled = statement.compile(engine.sync_engine, compile_kwargs={"literal_binds": True})
         await connection.execute(text("ANALYZE"))
         plan = "\n".join((await connection.execute(text(f"EXPLAIN {compiled}".replace(":", r"\:")))).scalars())
     assert "p2026_11" not in plan

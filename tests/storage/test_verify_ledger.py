@@ -38,7 +38,7 @@ from app.storage.sql_rows import rates_value
 from app.storage.sql_usage import SqlUsageStore
 from app.storage.sql_verify import SqlLedgerProof
 from tests.storage.conform_lost import lost_of
-from tests.storage.records import ENDPOINT, KEY_A, NOON, a_record, an_id
+from tests.storage.records import ENDPOINT, KEY_A, NOON, a_record, a_refusal, an_id
 
 ROOT = Path(__file__).parents[2]
 PRICE_ID = "0192cccc-0000-7000-8000-000000000001"
@@ -199,6 +199,17 @@ async def test_a_wrong_sum_of_a_day_is_named(engine: AsyncEngine, books: list[Ca
         ("day rollup", f"2026-11-23T00:00Z, user user-1, key {KEY_A}", "cost_nanousd"),
     ]
     assert all(isinstance(d.found, int) and isinstance(d.expected, int) and d.found > d.expected for d in drifts)
+
+
+async def test_a_wrong_count_of_refusals_is_named(
+    engine: AsyncEngine, usage: SqlUsageStore, books: list[CallRecord], verify: Verify
+) -> None:
+    await usage.write([a_refusal(NOON, error_code="rate_limit_exceeded", http_status=429) for _ in range(3)])
+    assert (await verify()).holds
+    await sql(engine, "UPDATE refusal_rollups SET requests = 5")
+    assert [(d.kind, d.where, d.expected, d.found) for d in (await verify()).drifts] == [
+        ("refusals", "2026-11-23T12:00Z, 429 rate_limit_exceeded", 3, 5)
+    ]
 
 
 async def test_a_rollup_of_nothing_and_a_record_without_rollup_are_drifts(

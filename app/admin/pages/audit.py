@@ -9,6 +9,9 @@ from app.storage.management_ports import AuditQuery, AuditVerdict
 
 family = Family()
 
+EVERYTHING = "all"
+"""What is shown unasked is what was changed: who signed in is among everything, or a kind of its own."""
+
 
 @family.get("/audit")
 async def list_audit(visit: Visit) -> Response:
@@ -21,12 +24,14 @@ async def verify(visit: Visit) -> Response:
 
 
 async def _list(visit: Visit, verdict: AuditVerdict | None) -> Response:
+    kind, action, object_id = visit.query("kind"), visit.query("action"), visit.query("object")
     query = AuditQuery(
         limit=50,
         cursor=visit.query("cursor"),
         actor=visit.query("actor"),
-        action=visit.query("action"),
-        object_kind=visit.query("kind"),
-        object_id=visit.query("object"),
+        action=action,
+        object_kind=None if kind == EVERYTHING else kind,
+        object_id=object_id,
+        leaves_out_sessions=not (kind or action or object_id),
     )
     return visit.page("audit/list.html", page=await visit.services.audit.page(query), verdict=verdict)

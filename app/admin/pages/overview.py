@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,7 +20,7 @@ from app.domain.limits import Scope
 from app.services.standing import BudgetStanding
 from app.storage.alert_ports import AlertRow
 from app.storage.management_ports import AuditQuery, ListQuery
-from app.storage.overview_ports import Traffic
+from app.storage.overview_ports import Refusals, Traffic
 from app.storage.sql_rows import is_uuid
 
 family = Family()
@@ -32,6 +33,8 @@ RANGES: Final = {
     "90d": timedelta(days=90),
 }
 HOURLY_UP_TO: Final = timedelta(days=7)
+DAY: Final = timedelta(days=1)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 TOP: Final = 6
 NEAR_PERCENT: Final = 80
 EVENT_EVERY_S: Final = 2.0
@@ -52,6 +55,11 @@ class Span:
     def before(self) -> tuple[datetime, datetime]:
         """As long a stretch, just before."""
         return self.since - (self.until - self.since), self.since
+
+    @property
+    def ends_with_its_day(self) -> datetime:
+        """The range ends now, so until midnight (UTC) there is no more; and whole days are summed faster than hours."""
+        return -(-(self.until - _EPOCH) // DAY) * DAY + _EPOCH
 
     @property
     def step(self) -> timedelta:
@@ -80,6 +88,23 @@ def span_of(name: str | None, now: datetime) -> Span:
     return Span(name, this + step - length, this + step, by_day)
 
 
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why calls were refused, and how many."""
+
+    http_status: int
+    error_code: str
+    requests: int
+
+
+def reasons_of(refusals: Sequence[Refusals]) -> list[Reason]:
+    """Most frequent first."""
+    counts: Counter[tuple[int, str]] = Counter()
+    for each in refusals:
+        counts[each.http_status, each.error_code] += each.requests
+    return [Reason(*reason, count) for reason, count in counts.most_common()]
+
+
 def total_of(parts: Sequence[Traffic]) -> Traffic:
     return Traffic(
         group="",
@@ -96,15 +121,21 @@ def _added(counts: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
 _SUMS = ("requests", "errors", "prompt_tokens", "completion_tokens", "cost_nanousd")
 
 
-def series_of(span: Span, parts: Sequence[Traffic]) -> dict[str, list[float | int | None]]:
+def series_of(
+    span: Span, parts: Sequence[Traffic], refusals: Sequence[Refusals]
+) -> dict[str, list[float | int | None]]:
     """What the charts draw; a stretch without calls is zero, and has no latency."""
     by_beginning = {datetime.fromisoformat(part.group): part for part in parts}
+    refused: Counter[datetime] = Counter()
+    for each in refusals:
+        refused[datetime.fromisoformat(each.began)] += each.requests
     beginnings = span.beginnings()
     found = [by_beginning.get(at) for at in beginnings]
     return {
         "t": [int(at.timestamp()) for at in beginnings],
         "requests": [part.requests if part else 0 for part in found],
         "errors": [part.errors if part else 0 for part in found],
+        "refused": [refused[at] for at in beginnings],
         "prompt": [part.prompt_tokens if part else 0 for part in found],
         "completion": [part.completion_tokens if part else 0 for part in found],
         "cost": [round(part.cost_nanousd / 1e9, 6) if part else 0 for part in found],
@@ -120,19 +151,32 @@ class Figures:
     parts: list[Traffic]
     total: Traffic
     before: Traffic
+    refusals: list[Refusals]
 
     @property
     def series(self) -> dict[str, list[float | int | None]]:
-        return series_of(self.span, self.parts)
+        return series_of(self.span, self.parts, self.refusals)
+
+    @property
+    def refused(self) -> int:
+        return sum(each.requests for each in self.refusals)
+
+    def refused_in(self, beginning: str) -> int:
+        return sum(each.requests for each in self.refusals if each.began == beginning)
+
+    @property
+    def reasons(self) -> list[Reason]:
+        return reasons_of(self.refusals)
 
 
 async def figures_of(visit: Visit, span: Span) -> Figures:
     store = visit.services.overview
-    parts, before = await asyncio.gather(
+    parts, before, refusals = await asyncio.gather(
         store.traffic(span.since, span.until, by_day=span.by_day),
         store.traffic(*span.before, by_day=True),
+        store.refusals(span.since, span.until, by_day=span.by_day),
     )
-    return Figures(span, parts, total_of(parts), total_of(before))
+    return Figures(span, parts, total_of(parts), total_of(before), refusals)
 
 
 @family.get("/")
@@ -141,13 +185,12 @@ async def overview(visit: Visit) -> Response:
     figures = await figures_of(visit, span)
     services = visit.services
     store = services.overview
-    models, users, keys, trail = await asyncio.gather(
+    models, spenders, trail = await asyncio.gather(
         store.top("model", span.since, span.until, limit=TOP),
-        store.top("user", span.since, span.until, limit=TOP),
-        store.top("key", span.since, span.until, limit=TOP),
-        services.audit.page(AuditQuery(limit=6)),
+        store.tops(("user", "key"), span.since, span.ends_with_its_day, limit=TOP),
+        services.audit.page(AuditQuery(limit=6, leaves_out_sessions=True)),
     )
-    top = {"model": models, "user": users, "key": keys}
+    top = {"model": models, **spenders}
     names = await services.overview.key_names([each.group for each in top["key"]])
     near = await near_limits(visit)
     return visit.page(
@@ -160,7 +203,7 @@ async def overview(visit: Visit) -> Response:
         near=near,
         unwell=unwell(visit),
         trail=trail.items,
-        is_new=not figures.total.requests and not figures.before.requests,
+        is_new=not figures.total.requests and not figures.before.requests and not figures.refused,
     )
 
 

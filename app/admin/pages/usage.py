@@ -63,6 +63,7 @@ def filter_of(visit: Visit) -> LogFilter:
         since=since,
         until=until,
         endpoint_id=visit.query("endpoint"),
+        error_code=visit.query("error_code"),
         min_cost_nanousd=_cost(visit, "min_cost"),
         min_duration_ms=_milliseconds(visit, "min_ms"),
     )

@@ -6,7 +6,7 @@ const count = (value) => value == null ? "—" : short.format(value);
 const ms = (value) => value == null ? "—" : value < 1000 ? `${Math.round(value)} ms` : `${(value / 1000).toFixed(value < 10000 ? 1 : 0)} s`;
 
 const KINDS = {
-  requests: { told: count, lines: [["requests", "Requests", 1, "bars"], ["errors", "Errors", 2, "bars"]] },
+  requests: { told: count, lines: [["requests", "Requests", 1, "bars"], ["errors", "Errors", 2, "bars"], ["refused", "Refused", 4, "line"]] },
   cost: { told: usd, lines: [["cost", "Spend", 1, "bars"]] },
   latency: { told: ms, lines: [["p95", "p95", 4, "line"], ["p50", "p50", 1, "line"], ["first", "First token", 3, "line"]] },
   tokens: { told: count, lines: [["prompt", "In", 1, "area"], ["completion", "Out", 3, "area"]] },
