@@ -36,6 +36,8 @@ class CatalogFollower:
         self._wakeup = asyncio.Event()
         self._seen = 0
         self._refreshing = asyncio.Lock()
+        self._dropped: set[int] = set()
+        """Revisions not taken over yet whose message was heard: what they touched and was read since is of after the change."""
         self._unpriced: set[str] = set()
         """Models without a price that the log already names."""
         self.on_changes: Callable[[Sequence[ConfigChange]], Awaitable[None]] = _nobody
@@ -62,6 +64,8 @@ class CatalogFollower:
         if kind:
             self._identities.forget(kind, ref)
         if not 0 < revision <= self._seen:
+            if kind:
+                self._dropped.add(revision)
             self.poke()
 
     async def load(self) -> None:
@@ -96,13 +100,15 @@ class CatalogFollower:
         if has_gap or any(change.kind == "secret_key" for change in changes):
             self._identities.forget_all()  # a secret key's, so that each credential's digest follows at its next use
         for change in changes:
-            self._identities.forget(change.kind, change.ref)
+            if change.revision not in self._dropped:
+                self._identities.forget(change.kind, change.ref)
         if has_gap or any(change.kind == "secret_key" for change in changes):
             self._swap(await self._store.load())
         elif any(change.kind == "catalog" and change.revision > self.current.revision for change in changes):
             self._swap(await self._store.renewed(self.current, self._seen))
         await self.on_changes(changes)
         self._seen = max(change.revision for change in changes)
+        self._dropped = {revision for revision in self._dropped if revision > self._seen}
         CONFIG_REVISION.set(self._seen)
         for change in changes:
             CONFIG_LAG_SECONDS.observe(change.age_s)

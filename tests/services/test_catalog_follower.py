@@ -292,6 +292,23 @@ async def test_what_was_read_with_an_earlier_change_is_not_read_again(house: Hou
     assert house.store.renewals == [0]
 
 
+async def test_what_is_read_after_its_message_is_kept_when_the_change_is_taken_over(house: House) -> None:
+    await house.follower.load()
+    bob = await house.known_key("bob")
+    first, second = house.store.change("user", "alice"), house.store.change("user", "bob")
+    house.follower.heard(first, "user", "alice")
+    alice = await house.known_key("alice")
+    house.keys.look_ups = 0
+
+    await house.follower.refresh()
+    await house.identities.of_key(alice.secret, address=None)
+    assert house.keys.look_ups == 0
+    await house.identities.of_key(bob.secret, address=None)
+
+    assert house.keys.look_ups == 1
+    assert house.follower.revision == second
+
+
 async def test_a_message_about_what_was_taken_over_already_asks_for_nothing(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
