@@ -28,7 +28,7 @@ def call_headers(meter: Meter) -> Headers:
     if meter.capped_max_tokens is not None:
         headers.append((b"x-gateway-max-tokens", b"%d" % meter.capped_max_tokens))
     headers.append((b"x-litellm-call-id", meter.request_id.encode()))
-    if meter.cost is not None:
+    if meter.cost is not None and (meter.price is not None or meter.endpoint is None):  # an unknown price is not zero
         cost = nano_to_usd(meter.cost.nanousd).encode()
         headers.append((b"x-gateway-cost-usd", cost))
         headers.append((b"x-litellm-response-cost", cost))

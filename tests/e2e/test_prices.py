@@ -28,12 +28,14 @@ async def test_without_a_hard_budget_the_call_is_served_and_its_price_said_to_be
     assert answer.status == 200
     record = await house.record(request_id_of(answer))
     assert (record["cost_usd"], record["price"], record["price_unknown"]) == ("0.000000000", None, True)
+    assert answer.header("x-gateway-cost-usd") is None
 
 
 async def test_a_price_of_zero_is_a_price(house: House) -> None:
     model = await house.model(price={"input_usd_per_mtok": "0", "output_usd_per_mtok": "0"})
     answer = await house.chat(await house.key(budgets=HARD), model, max_tokens=10)
     assert answer.status == 200
+    assert answer.header("x-gateway-cost-usd") == "0.000000000"
     record = await house.record(request_id_of(answer))
     assert (record["cost_usd"], record["price_unknown"]) == ("0.000000000", False)
 
