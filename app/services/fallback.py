@@ -37,6 +37,8 @@ LOOK_EVERY_S = 0.5
 """How often a process looks at the store: three times within the quarantine that follows a loss of its memory."""
 ASK_EVERY_S = 0.2
 """How often a store that is away is asked whether it is back."""
+STALE_S = 1.0
+"""When it was last asked longer ago than this, this process stood still meanwhile, and what it knows of the store is worth nothing."""
 HARD_PATIENCE_S = 1.0
 """How long a call under a hard budget waits for the store to come back."""
 ORPHANS_EVERY_S = 15.0
@@ -81,6 +83,8 @@ class FallbackCounters:
         self._is_local = is_local
         self._back = asyncio.Event()
         self._back.set()
+        self._asked_s = 0.0
+        self._asking = asyncio.Lock()
         self._local_calls: dict[str, tuple[Reservation, Admitted]] = {}
         self._told: set[str] = set()
         """Those of them that the store has been told of since."""
@@ -99,6 +103,10 @@ class FallbackCounters:
         """Raises: DependencyUnavailable."""
         if self._doubtful:  # one that waited in a queue is asked for again: what it gets now is not to be given back
             self._doubtful.pop(reservation.call_id, None)
+        if not self._back.is_set() and self._is_stale:
+            async with self._asking:  # one asks for all
+                if self._is_stale:
+                    await self._is_there()
         if self._back.is_set():
             try:
                 return await self._recovering.admit(reservation)
@@ -212,17 +220,26 @@ class FallbackCounters:
 
     async def watch(self) -> None:
         """One look at the store, and what follows from it. A chore that paces itself."""
+        if await self._is_there():
+            await self._catch_up()
+            await self._clock.sleep(LOOK_EVERY_S)
+        else:
+            await self._clock.sleep(ASK_EVERY_S)
+
+    async def _is_there(self) -> bool:
         try:
             await self._recovering.look()
         except CounterStoreAway:
             self._note_away()
-            await self._clock.sleep(ASK_EVERY_S)
-            return
+            return False
         if not self._back.is_set():
             self._back.set()
             logger.warning("counters_back")
-        await self._catch_up()
-        await self._clock.sleep(LOOK_EVERY_S)
+        return True
+
+    @property
+    def _is_stale(self) -> bool:
+        return self._clock.monotonic() - self._asked_s > STALE_S
 
     async def adopt(self, folder: Path) -> None:
         """Replay the journals of processes that are gone. Raises: CounterStoreAway; they are then there for the next who looks."""
@@ -238,6 +255,7 @@ class FallbackCounters:
                     logger.warning("journal_adopted", records=len(payloads))
 
     def _note_away(self) -> None:
+        self._asked_s = self._clock.monotonic()
         if self._back.is_set():
             self._back.clear()
             self._told.clear()  # it may have forgotten them by the time it is back; telling twice does no harm

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from app.clock import SystemClock
+from app.clock import Clock, SystemClock
 from app.domain.budget import BudgetClaim
 from app.domain.money import NanoUsd
 from app.embedded import ValkeyServer
@@ -44,8 +44,9 @@ def fallback(
     is_local: bool = True,
     journal: Journal | None = None,
     store: RedisCounters | None = None,
+    clock: Clock | None = None,
 ) -> FallbackCounters:
-    clock = SystemClock()
+    clock = clock or SystemClock()
     return FallbackCounters(
         RecoveringCounters(
             store or RedisCounters(client, quarantine_ms=0),
@@ -438,6 +439,40 @@ async def test_a_running_call_that_is_refused_more_while_the_store_is_away_keeps
                 await counters.watch()
         await counters.watch()
         assert await counters.renew(["runs"], 60) == []
+
+
+class JumpingClock(SystemClock):
+    """Of a process that may stand still."""
+
+    stood_still_s = 0.0
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.stood_still_s
+
+
+async def test_a_process_that_stood_still_while_the_store_was_away_asks_before_it_serves_alone(
+    redis_url: str, valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    """The store was back long before; beside the others that count on it this one gave out its share of each limit once more."""
+    client, clock = open_redis(redis_url, timeout_ms=100), JumpingClock()
+    counters = fallback(client, tmp_path, clock=clock)
+    async with client.pumping():
+        await counters.watch()
+        valkey.pause()
+        try:
+            assert isinstance(await counters.admit(reservation("alone", requests(1))), Admitted)
+        finally:
+            valkey.resume()
+        patient = open_redis(redis_url, timeout_ms=5_000)
+        async with patient.pumping():
+            assert isinstance(await RedisCounters(patient).admit(reservation("other", requests(2))), Admitted)
+            assert isinstance(await RedisCounters(patient).admit(reservation("another", requests(2))), Admitted)
+
+        clock.stood_still_s = 10.0
+        answers = await asyncio.gather(*(counters.admit(reservation(f"c{n}", requests(2))) for n in range(5)))
+
+    assert [type(answer) for answer in answers] == [LimitRefused] * 5
+    assert not counters.is_away
 
 
 async def test_a_running_call_is_ended_by_its_id_and_only_that_one() -> None:
