@@ -175,6 +175,7 @@ def _reasoning(reasoning: object) -> dict[str, object]:
 
 
 def _logprobs(given: Mapping[str, Any]) -> dict[str, object]:
-    if "message.output_text.logprobs" not in (given.get("include") or ()):
+    include = given.get("include")
+    if not isinstance(include, list) or "message.output_text.logprobs" not in include:
         return {}
     return {"logprobs": True, "top_logprobs": given.get("top_logprobs") or 0}
