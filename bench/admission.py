@@ -78,6 +78,9 @@ class _Ledger:
 
     async def write_content(self, contents: Sequence[CallContent]) -> None: ...
 
+    async def recorded(self, call_ids: Sequence[str]) -> dict[str, bool]:
+        return {}
+
     async def spent(self, claim: BudgetClaim) -> NanoUsd:
         return NanoUsd(0)
 

@@ -16,8 +16,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import closing, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -242,17 +242,21 @@ class FallbackCounters:
         return self._clock.monotonic() - self._asked_s > STALE_S
 
     async def adopt(self, folder: Path) -> None:
-        """Replay the journals of processes that are gone. Raises: CounterStoreAway; they are then there for the next who looks."""
+        """Replay the journals of processes that are gone, but for calls that SQL has: whatever the store has forgotten since, these are
+        booked. Raises: DependencyUnavailable; what is left is there for the next who looks.
+        """
         if self.is_away:
             return
         with closing(adopt_orphans(folder)) as orphans:
             for path in orphans:
-                payloads = _without_settled(await asyncio.to_thread(_frames_of, path))
-                for start in range(0, len(payloads), REPLAYED_AT_ONCE):
-                    await self._replay(payloads[start : start + REPLAYED_AT_ONCE])
+                entries = _without_settled(await asyncio.to_thread(_entries_of, path))
+                for start in range(0, len(entries), REPLAYED_AT_ONCE):
+                    some = entries[start : start + REPLAYED_AT_ONCE]
+                    known = await self._recovering.recorded([entry.call_id for entry in some])
+                    await self._replay([entry for entry in some if _says_more(entry, known)])
                 path.unlink(missing_ok=True)
-                if payloads:
-                    logger.warning("journal_adopted", records=len(payloads))
+                if entries:
+                    logger.warning("journal_adopted", records=len(entries))
 
     def _note_away(self) -> None:
         self._asked_s = self._clock.monotonic()
@@ -309,7 +313,7 @@ class FallbackCounters:
                 return
             replayed = 0
             async for payloads in self._journal.batches(REPLAYED_AT_ONCE):
-                await self._replay([payload for payload in payloads if not _is_lost(payload)])
+                await self._replay([entry for entry in map(_read, payloads) if entry and not entry.is_lost])
                 replayed += len(payloads)
             if replayed and self._is_all_known() and await self._journal.clear(if_holds=replayed):
                 logger.warning("journal_replayed", records=replayed)
@@ -332,19 +336,13 @@ class FallbackCounters:
     def _is_running(self, call_id: str) -> bool:
         return call_id in self._local_calls or self._recovering.is_open(call_id)
 
-    async def _replay(self, payloads: Sequence[bytes]) -> None:
-        results = await asyncio.gather(*map(self._replay_one, payloads), return_exceptions=True)
+    async def _replay(self, entries: Sequence[Entry]) -> None:
+        results = await asyncio.gather(
+            *(self._recovering.send(_kept(entry)) for entry in entries), return_exceptions=True
+        )
         for result in results:
             if isinstance(result, BaseException):
                 raise result
-
-    async def _replay_one(self, payload: bytes) -> None:
-        try:
-            entry = _decode(payload)
-        except msgspec.MsgspecError:
-            logger.error("unreadable_journal_entry", packed=payload.hex()[:2000])
-            return
-        await self._recovering.send(_kept(entry))
 
 
 class FallbackSink:
@@ -371,26 +369,28 @@ def _names(reservation: Reservation) -> tuple[str, ...]:
     return tuple(claim.counter for claim in reservation.budgets)
 
 
-def _frames_of(path: Path) -> list[bytes]:
-    return list(read_frames(path))
-
-
-def _is_lost(payload: bytes) -> bool:
+def _read(payload: bytes) -> Entry | None:
     try:
-        return _decode(payload).is_lost
+        return _decode(payload)
     except msgspec.MsgspecError:
-        return False
+        logger.error("unreadable_journal_entry", packed=payload.hex()[:2000])
+        return None
 
 
-def _without_settled(payloads: Sequence[bytes]) -> list[bytes]:
+def _entries_of(path: Path) -> list[Entry]:
+    return [entry for entry in map(_read, read_frames(path)) if entry is not None]
+
+
+def _without_settled(entries: Sequence[Entry]) -> list[Entry]:
     """Without what calls would have left, of those that left something better."""
-    settled = set()
-    for payload in payloads:
-        with suppress(msgspec.MsgspecError):
-            entry = _decode(payload)
-            if not entry.is_lost:
-                settled.add(entry.call_id)
-    return [payload for payload in payloads if not _is_lost(payload) or _decode(payload).call_id not in settled]
+    settled = {entry.call_id for entry in entries if not entry.is_lost}
+    return [entry for entry in entries if not entry.is_lost or entry.call_id not in settled]
+
+
+def _says_more(entry: Entry, known: Mapping[str, bool]) -> bool:
+    """Than the ledger, which has these calls, some of them only as lost."""
+    is_lost = known.get(entry.call_id)
+    return is_lost is None or (is_lost and not entry.is_lost)
 
 
 def _entry(kept: Kept) -> Entry:

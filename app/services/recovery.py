@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -234,6 +234,10 @@ class RecoveringCounters:
                 pass
         if generation == self._generation:
             await self.look()
+
+    async def recorded(self, call_ids: Sequence[str]) -> Mapping[str, bool]:
+        """Those of the calls that SQL has, and whether only as lost. Raises: DependencyUnavailable."""
+        return await self._ledger.recorded(call_ids)
 
     def has_taken(self, call_id: str) -> bool:
         """Whether the store has this settlement, as far as is known here."""

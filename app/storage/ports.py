@@ -6,7 +6,7 @@ Every method may raise `DependencyUnavailable` when its store cannot be reached 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Protocol
@@ -251,6 +251,10 @@ class UsageStore(Protocol):
 
     async def spent(self, claim: BudgetClaim) -> NanoUsd:
         """What the ledger says this holder has spent in the claim's period."""
+        ...
+
+    async def recorded(self, call_ids: Sequence[str]) -> Mapping[str, bool]:
+        """Those of the calls that are in the ledger, and whether it has them only as lost."""
         ...
 
 

@@ -116,6 +116,12 @@ class SqlUsageStore:
             spent = (await connection.execute(spent_statement(claim))).scalar_one()
         return NanoUsd(int(spent))
 
+    async def recorded(self, call_ids: Sequence[str]) -> dict[str, bool]:
+        ids = [call_id for call_id in call_ids if is_uuid(call_id)]
+        async with transaction(self._engine, within_s=QUICK_S) as connection:
+            rows = (await connection.exec_driver_sql(RECORDED, (ids,))).all()
+        return {str(row.request_id): row.is_lost for row in rows}
+
     async def ensure_partitions(self, *moments: datetime) -> list[str]:
         """Make the partitions for the months of these moments, where they are missing. Returns the names of the new ones."""
         months = {month_of(moment) for moment in moments} - self._months
@@ -184,6 +190,11 @@ class SqlUsageStore:
 
 
 # ── Statements ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+RECORDED = (
+    "SELECT request_id, coalesce(error_code = 'lost' AND outcome IN ('lost', 'interrupted'), false) AS is_lost "
+    "FROM usage_records WHERE request_id = ANY($1::uuid[])"
+)
 
 # A whole batch travels as one array per column: one statement, one plan, however many rows.
 _LEDGER_TYPES = {

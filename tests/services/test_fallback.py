@@ -27,6 +27,12 @@ from tests.storage.conform_counters import money, recorded, requests, reservatio
 
 
 class EmptyLedger:
+    def __init__(self, recorded: dict[str, bool] | None = None) -> None:
+        self._recorded = recorded or {}
+
+    async def recorded(self, call_ids: Sequence[str]) -> dict[str, bool]:
+        return {call_id: is_lost for call_id, is_lost in self._recorded.items() if call_id in call_ids}
+
     async def write(self, records: object) -> int:
         raise AssertionError("nothing is drained here")
 
@@ -45,13 +51,14 @@ def fallback(
     journal: Journal | None = None,
     store: RedisCounters | None = None,
     clock: Clock | None = None,
+    ledger: EmptyLedger | None = None,
 ) -> FallbackCounters:
     clock = clock or SystemClock()
     return FallbackCounters(
         RecoveringCounters(
             store or RedisCounters(client, quarantine_ms=0),
             sink=RedisUsageSink(client),
-            ledger=EmptyLedger(),
+            ledger=ledger or EmptyLedger(),
             clock=clock,
         ),
         local=LocalCounters(lambda: int(clock.monotonic() * 1000)),
@@ -408,6 +415,29 @@ async def test_who_adopts_a_journal_leaves_a_call_to_what_the_store_knows_of_it(
         (state,) = await store.budget_states([soft])
     assert state is not None
     assert (state.spent_nanousd, state.reserved_nanousd) == (20, 0)
+
+
+async def test_who_adopts_a_journal_books_no_call_again_that_the_ledger_has(redis_url: str, tmp_path: Path) -> None:
+    """Its process had replayed it, and died before it was cleared; then the store lost its memory, and with it the mark of each call."""
+    soft = money(0, hard=None, lost=7)
+    absent, client = open_redis("redis://127.0.0.1:1/0", timeout_ms=200), open_redis(redis_url, timeout_ms=5_000)
+    journal = Journal(tmp_path)
+    dying = fallback(absent, tmp_path, journal=journal)
+    async with absent.pumping():
+        for call_id in ("ended", "lost", "known to be lost", "ended after all"):
+            await dying.admit(reservation(call_id, soft))
+        for call_id in ("ended", "ended after all"):
+            await dying.settle(settlement(call_id, cost=30))
+    journal.close()
+    async with client.pumping():
+        store = RedisCounters(client)
+        await store.seed(soft, NanoUsd(100))
+        ledger = EmptyLedger({"ended": False, "known to be lost": True, "ended after all": True})
+        await fallback(client, tmp_path / "heir", ledger=ledger).adopt(tmp_path)
+        assert sorted(await recorded(RedisUsageSink(client))) == ["done:ended after all", "lost:lost"]
+        (state,) = await store.budget_states([soft])
+    assert state is not None
+    assert state.spent_nanousd == 137
 
 
 async def test_an_adoption_that_failed_leaves_the_journal_to_the_next(nowhere: RedisClient, tmp_path: Path) -> None:

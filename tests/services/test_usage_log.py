@@ -108,6 +108,9 @@ class FakeLedger:
     async def spent(self, claim: BudgetClaim) -> NanoUsd:
         raise AssertionError("the log asks for no sums")
 
+    async def recorded(self, call_ids: Sequence[str]) -> dict[str, bool]:
+        raise AssertionError("the log asks for no calls")
+
 
 class House:
     def __init__(self, *, log_content: LogContent = LogContent.METADATA, cap: int = 1_000) -> None:

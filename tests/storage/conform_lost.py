@@ -53,6 +53,14 @@ class LostAndFoundConformance:
         (sums,) = await reports.summary(group_by="user", **ALWAYS)
         assert (sums.requests, sums.errors, sums.completion_tokens) == (1, 0, 5)
 
+    async def test_which_calls_are_recorded_can_be_asked_and_which_of_them_only_as_lost(
+        self, usage: UsageStore
+    ) -> None:
+        known, lost, unknown = a_record(), a_record(), a_record()
+        await usage.write([known, lost_of(lost)])
+        asked = [known.request_id, lost.request_id, unknown.request_id, "no id at all"]
+        assert await usage.recorded(asked) == {known.request_id: False, lost.request_id: True}
+
     async def test_nothing_stays_booked_under_what_the_lost_record_said(
         self, usage: UsageStore, reports: ReportStore
     ) -> None:
