@@ -7,7 +7,7 @@ period is open the moment it begins and a call is booked to the period it was ad
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import date, datetime, time, timedelta, tzinfo
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from enum import StrEnum
 from functools import lru_cache
 from typing import assert_never
@@ -112,16 +112,18 @@ def period_at(kind: PeriodKind, now: datetime, zone: tzinfo) -> Period:
     """The period that `now` falls into. Weeks begin on Monday (ISO 8601)."""
     if kind is PeriodKind.TOTAL:
         return _ALWAYS
-    return _period_of(kind, now.astimezone(zone).date(), zone)
+    return _period_of(kind, int(now.timestamp()) // QUARTER_S, zone)
 
 
 _ALWAYS = Period("total", None, None)
+QUARTER_S = 15 * 60
+"""In every time zone days begin with a quarter of an hour: all moments of one fall into the same period."""
 
 
 @lru_cache(maxsize=64)
-def _period_of(kind: PeriodKind, day: date, zone: tzinfo) -> Period:
-    """Asked for every budget of every call, and the same all day."""
-    first = day
+def _period_of(kind: PeriodKind, quarter: int, zone: tzinfo) -> Period:
+    """Asked for every budget of every call, and mostly the same one."""
+    first = datetime.fromtimestamp(quarter * QUARTER_S, UTC).astimezone(zone).date()
     match kind:
         case PeriodKind.DAILY:
             after = first + timedelta(days=1)

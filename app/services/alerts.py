@@ -23,7 +23,7 @@ from uuid import uuid4
 
 from app.clock import Clock
 from app.domain.alerts import BudgetAlert, LimitSide, Sent, Threshold, WatchedBudget, event_body, passed
-from app.domain.budget import Budget, Period, PeriodKind, period_at
+from app.domain.budget import QUARTER_S, Budget, Period, PeriodKind, period_at
 from app.domain.limits import Scope
 from app.domain.money import NANO_PER_USD, NanoUsd
 from app.domain.record import CallRecord
@@ -38,8 +38,8 @@ KNOWN_FOR_S = 10.0
 """How long a sum is added to before it is read anew: a process that stops writes records beside the elected drainer."""
 KNOWN_MAX = 50_000
 """Budgets remembered at most, some 300 bytes each."""
-QUARTER_MS = 15 * 60 * 1000
-"""In every time zone days, and so periods, begin with a quarter of an hour: what began in the same one was booked to the same."""
+QUARTER_MS = QUARTER_S * 1000
+"""What began in the same quarter of an hour was booked to the same periods."""
 DELIVERIES_AT_ONCE = 20
 CLAIM_S = 30.0
 """A delivery taken by a process that then dies is free again after this; well above the time one sending may take."""
