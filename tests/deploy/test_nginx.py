@@ -200,7 +200,7 @@ async def test_a_body_over_the_limit_is_refused_in_the_shape_of_its_route(front:
         as_it_comes = await connection.response()
 
     for answer in (by_length, as_it_comes):
-        assert answer.status == 413
+        assert (answer.status, answer.header("x-should-retry")) == (413, "false")
         body = json.loads(answer.body)
         if path == "/v1/messages":
             assert (body["type"], body["error"]["type"]) == ("error", "request_too_large")
@@ -216,6 +216,23 @@ async def test_the_gateways_own_limit_stands_behind_nginxs(house: House, front: 
     answer = await raw_http.call(front.port, "POST", "/v1/chat/completions", headers=headers, body=b" " * (21 * 2**20))
 
     assert shaped(answer, 413) == "payload_too_large"
+
+
+async def test_the_largest_body_that_the_gateway_takes_passes_whole(house: House, front: Front) -> None:
+    """T052: 20 MiB less a few bytes, gathered by nginx and sent on; the upstream has every byte of it."""
+    key, model = await house.key(), await house.model()
+    words = "All that is measured is measured twice. "
+    prompt = words * ((20 * 2**20 - 1_000) // len(words))
+    sent = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": 5}
+    headers = {"Authorization": f"Bearer {key}"}
+
+    answer = await raw_http.call(
+        front.port, "POST", "/v1/chat/completions", headers=headers, json_body=sent, timeout_s=60
+    )
+
+    assert answer.status == 200, answer.text[:500]
+    (line,) = (await house.upstream.settled()).of_model(model).lines
+    assert line.body_bytes > len(prompt)
 
 
 async def test_static_files_are_served_whole_and_nothing_else_is(front: Front) -> None:
@@ -390,7 +407,18 @@ async def test_a_post_that_was_sent_is_never_sent_again(ear: Ear) -> None:
     assert len(dying.heard) + len(ear.heard) == 6
     for answer in failed:
         assert shaped(answer, 503) == "overloaded"
-        assert answer.header("retry-after") == "1"
+        assert (answer.header("retry-after"), answer.header("x-should-retry")) == ("1", None)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+async def test_a_gateway_that_says_nothing_is_given_up_in_the_shape_of_the_route(path: str) -> None:
+    """T152: after ten minutes as shipped; not sent again either."""
+    async with Ear(answer=b"") as silent, Front([silent.port], patience_s=1) as front:
+        answer = await raw_http.call(front.port, "POST", path, body=b"{}")
+
+    assert shaped(answer, 504) == "upstream_timeout"
+    assert answer.header("x-should-retry") == "false"
+    assert len(silent.heard) == 1
 
 
 async def test_where_no_connection_came_about_another_gateway_is_asked(ear: Ear) -> None:

@@ -13,12 +13,22 @@ SHIPPED = REPO_ROOT / "deploy" / "nginx"
 class Front(Nginx):
     """nginx before these gateways. `port` is the public listener, `internal_port` the internal one."""
 
-    def __init__(self, gateway_ports: Sequence[int], *, internal_networks: str | None = None, tls: str = "") -> None:
+    def __init__(
+        self,
+        gateway_ports: Sequence[int],
+        *,
+        internal_networks: str | None = None,
+        tls: str = "",
+        patience_s: int | None = None,
+    ) -> None:
+        """`patience_s`: for the gateways' next word, in place of ten minutes."""
         self.internal_port = free_port()
         self.tls_port = free_port()
         public = free_port()
         files = {path.name: path.read_text() for path in SHIPPED.iterdir() if path.name != "nginx.conf"}
         files["upstream.conf"] = _upstream(files["upstream.conf"], gateway_ports)
+        if patience_s is not None:
+            files["proxy.conf"] = files["proxy.conf"].replace("read_timeout 630s", f"read_timeout {patience_s}s")
         if internal_networks is not None:
             files["internal-networks.conf"] = internal_networks
         if tls:
