@@ -8,7 +8,7 @@ other: two system calls, for uvloop writes at once. Here:
 2. The head waits for the first part of the body and leaves with it. ASGI asks servers to do so anyway.
 
 What an application may send and what is written for it, byte for byte, is uvicorn's (tests/test_http_server.py holds them together), and
-so are parsing, pipelining, keep-alive and the way out. `uvicorn app.main:app`, without this, serves the same for more CPU.
+so are parsing, pipelining, keep-alive and the way out. Under another server the application serves the same for more CPU.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The HTTP server's connection, which takes in those behind it (`app/doorway.py`) and has an ear for overload (`early_refusal.py`).
 
-Without it (`uvicorn app.main:app` by hand, another server) calls are refused by the ordinary way, for several times as much.
+Without it (another server) calls are refused by the ordinary way, for several times as much.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
+from starlette.types import Send
 from uvicorn._types import HTTPScope
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -88,3 +89,14 @@ class Connection(HttpProtocol):
             super().data_received(data)
         finally:
             self.app_state = ours
+
+
+def given_to(send: Send) -> None:
+    """Have a uvicorn that was started by hand (`uvicorn app.main:app`) make its connections of this kind too.
+
+    `send` is what it gave the application to answer its start with. One that was told to use another implementation of HTTP, or to bound
+    its connections itself, keeps to that; other servers know nothing of this.
+    """
+    config = getattr(getattr(send, "__self__", None), "config", None)
+    if isinstance(config, Config) and config.http in ("auto", "httptools") and config.limit_concurrency is None:
+        config.http_protocol_class = Connection

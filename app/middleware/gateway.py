@@ -18,6 +18,7 @@ from app.doorway import STATE as DOORWAY
 from app.doorway import Doorway
 from app.drain import Departure
 from app.exceptions import Draining, GatewayError, InternalError, MethodNotAllowed, Overloaded
+from app.middleware import connection
 from app.middleware.early_refusal import IS_REFUSED, EarlyRefusals
 from app.middleware.early_refusal import STATE as EARLY_REFUSALS
 from app.middleware.exchange import Exchange
@@ -59,8 +60,8 @@ class GatewayMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             if scope["type"] == "lifespan" and "state" in scope:
-                # For connections that know what to do with it.
                 scope["state"] |= {EARLY_REFUSALS: self._early, DOORWAY: self._doorway}
+                connection.given_to(send)
             await self._app(scope, receive, send)
             return
         now_ms = time.time_ns() // 1_000_000

@@ -14,7 +14,7 @@ import uvicorn
 
 from app.dialects.messages import Messages
 from app.dialects.openai_errors import error_body
-from app.middleware.connection import Connection
+from app.middleware.connection import Connection, given_to
 from app.middleware.early_refusal import IS_REFUSED, STATE, EarlyRefusals
 from app.middleware.exchange import Exchange
 from app.middleware.route import Route
@@ -57,7 +57,7 @@ def call(path: str = "/v1/chat/completions", body: bytes = BODY, **headers: str)
 
 
 @asynccontextmanager
-async def serving(early: EarlyRefusals) -> AsyncIterator[tuple[int, list[Any]]]:
+async def serving(early: EarlyRefusals, *, http: Any = Connection) -> AsyncIterator[tuple[int, list[Any]]]:
     """uvicorn with our connections. Yields its port, and what its application heard decided of each request."""
     heard: list[Any] = []
 
@@ -68,6 +68,7 @@ async def serving(early: EarlyRefusals) -> AsyncIterator[tuple[int, list[Any]]]:
     ) -> None:
         if scope["type"] == "lifespan":
             scope["state"][STATE] = early
+            given_to(send)  # type: ignore[arg-type]
             for kind in ("startup", "shutdown"):
                 await receive()
                 await send({"type": f"lifespan.{kind}.complete"})
@@ -79,7 +80,7 @@ async def serving(early: EarlyRefusals) -> AsyncIterator[tuple[int, list[Any]]]:
         await send({"type": "http.response.body", "body": b"ok"})
 
     port = free_port()
-    config = uvicorn.Config(app, host="127.0.0.1", port=port, http=Connection, lifespan="on", log_config=None)
+    config = uvicorn.Config(app, host="127.0.0.1", port=port, http=http, lifespan="on", log_config=None)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server._serve())
     while not server.started:
@@ -109,6 +110,16 @@ async def test_a_call_is_refused_in_the_shape_of_its_route_and_its_connection_st
         assert body["request_id"] == answer.header("request-id")
         assert answer.header("connection") == "close"
     assert heard == []
+
+
+@pytest.mark.parametrize(("http", "status"), [("auto", 503), ("httptools", 503), ("h11", 200)])
+async def test_a_server_that_was_started_by_hand_refuses_early_too_unless_it_was_told_otherwise(
+    http: str, status: int
+) -> None:
+    async with serving(refusals(), http=http) as (port, heard), RawConnection(port) as connection:
+        await connection.send(call())
+        assert (await connection.response()).status == status
+    assert len(heard) == (status == 200)
 
 
 @pytest.mark.parametrize(
