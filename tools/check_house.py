@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -31,7 +31,8 @@ class Rule:
 def main() -> int:
     """Check every file of the product."""
     findings = [finding for path in product_files() for finding in check(path)]
-    print("\n".join(findings) or f"house rules: kept ({len(RULES)} rules)")
+    findings += replaced_structs(product_files())
+    print("\n".join(findings) or f"house rules: kept ({len(RULES) + 1} rules)")
     return 1 if findings else 0
 
 
@@ -54,6 +55,63 @@ def check(path: Path) -> Iterator[str]:
 def stands_in(name: str, patterns: tuple[str, ...]) -> bool:
     """Whether a file's path fits one of the patterns; `*` crosses folders."""
     return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def replaced_structs(paths: Iterable[Path]) -> Iterator[str]:
+    """Where `dataclasses.replace` is given a msgspec struct: the types allow it, and it fails when it runs.
+
+    What a value is, is told by its annotation in the function, by the class it was made of there, or by its name as an attribute, where
+    every class that declares one of that name says it is a struct.
+    """
+    trees = {path: ast.parse(path.read_text()) for path in paths}
+    classes = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    structs = {"Struct"}
+    while more := {each.name for each in classes if not structs.isdisjoint(names_in(*each.bases))} - structs:
+        structs |= more
+    kinds: dict[str, list[bool]] = {}
+    for field in (field for each in classes for field in each.body):
+        match field:
+            case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation):
+                kinds.setdefault(name, []).append(not structs.isdisjoint(names_in(annotation)))
+    fields = {name for name, are_structs in kinds.items() if all(are_structs)}
+    for path, tree in trees.items():
+        if not any(uses("dataclasses.replace")(node) for node in ast.walk(tree)):
+            continue
+        for line in sorted({line for node in ast.walk(tree) for line in _replaced_in(node, structs, fields)}):
+            name = path.relative_to(ROOT).as_posix()
+            yield f"{name}:{line}: dataclasses.replace of a struct (it fails when it runs: msgspec.structs.replace does it)"
+
+
+def _replaced_in(function: ast.AST, structs: set[str], fields: set[str]) -> Iterator[int]:
+    if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+        return
+    known = {
+        each.arg for each in ast.walk(function) if isinstance(each, ast.arg) and structs & names_in(each.annotation)
+    }
+    for node in ast.walk(function):
+        match node:
+            case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation) if structs & names_in(annotation):
+                known.add(name)
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(func=made_of)) if structs & names_in(made_of):
+                known.add(name)
+    for node in ast.walk(function):
+        match node:
+            case ast.Call(
+                func=ast.Name(id="replace") | ast.Attribute(value=ast.Name(id="dataclasses"), attr="replace")
+            ):
+                match node.args[:1]:
+                    case [ast.Name(id=name)] if name in known:
+                        yield node.lineno
+                    case [ast.Attribute(attr=name)] if name in fields:
+                        yield node.lineno
+
+
+def names_in(*expressions: ast.expr | None) -> set[str]:
+    """The names that stand in these: `Call` and `None` in `domain.Call | None`."""
+    nodes = [node for each in expressions if each is not None for node in ast.walk(each)]
+    return {node.id for node in nodes if isinstance(node, ast.Name)} | {
+        node.attr for node in nodes if isinstance(node, ast.Attribute)
+    }
 
 
 # How to recognise a construct.
