@@ -167,8 +167,16 @@ class Catalog:
             raise ModelNotAllowed(requested)
         return self.models[name]
 
-    def visible_to(self, identity: Identity) -> list[Model]:
-        return [model for model in self.models.values() if identity.may_use(model.name)]
+    def visible_to(self, identity: Identity) -> list[tuple[str, Model]]:
+        """The models that may be asked for, each by its own name, or by those aliases that are allowed where that is not."""
+        return [
+            (name, model)
+            for model in self.models.values()
+            for name in ((model.name,) if identity.may_use(model.name) else self._allowed_aliases(model, identity))
+        ]
+
+    def _allowed_aliases(self, model: Model, identity: Identity) -> list[str]:
+        return [alias for alias in model.aliases if self.names[alias] == model.name and identity.may_use(alias)]
 
 
 EMPTY = Catalog.of(0, ())

@@ -32,6 +32,7 @@ from app.exceptions import (
     DependencyUnavailable,
     Forbidden,
     GatewayError,
+    ModelNotAllowed,
     ModelNotFound,
     NotFound,
 )
@@ -129,15 +130,18 @@ class DataPlane:
     async def models(self, exchange: Exchange) -> None:
         identity = await self._identify(exchange)
         visible = self._container.catalog.current.visible_to(identity)
-        await exchange.send(200, JSON, _encode({"object": "list", "data": [_model_view(model) for model in visible]}))
+        views = [_model_view(name, model) for name, model in visible]
+        await exchange.send(200, JSON, _encode({"object": "list", "data": views}))
 
     async def model(self, exchange: Exchange) -> None:
-        identity = await self._identify(exchange)
-        for model in self._container.catalog.current.visible_to(identity):
-            if exchange.argument == model.name or exchange.argument in model.aliases:
-                await exchange.send(200, JSON, _encode(_model_view(model)))
-                return
-        raise ModelNotFound(exchange.argument)
+        identity, asked = await self._identify(exchange), exchange.argument
+        try:
+            model = self._container.catalog.current.model_for(identity, asked)
+        except ModelNotAllowed:
+            raise ModelNotFound(asked) from None
+        await exchange.send(
+            200, JSON, _encode(_model_view(model.name if identity.may_use(model.name) else asked, model))
+        )
 
     async def me(self, exchange: Exchange) -> None:
         """Where the caller stands. True at this moment only, so nobody may keep it."""
@@ -292,5 +296,5 @@ def _is_own(record: CallRecord, identity: Identity) -> bool:
     return record.user_oid == identity.user.oid
 
 
-def _model_view(model: Model) -> dict[str, object]:
-    return {"id": model.name, "object": "model", "created": model.created_at_s, "owned_by": "antigravity"}
+def _model_view(name: str, model: Model) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": model.created_at_s, "owned_by": "antigravity"}

@@ -60,8 +60,17 @@ def test_a_model_is_allowed_by_its_own_name_or_by_the_alias_that_is_asked_for() 
 def test_an_app_sees_only_what_it_may_use_in_the_order_of_registration() -> None:
     identity = an_identity(key=None, app=an_app(allowed_models=only("demo", "gpt-4")))
 
-    assert [model.name for model in CATALOG.visible_to(identity)] == ["gpt-4", "demo"]
-    assert [model.name for model in CATALOG.visible_to(ANYONE)] == ["gpt-4", "claude", "demo"]
+    assert [name for name, _ in CATALOG.visible_to(identity)] == ["gpt-4", "demo"]
+    assert [name for name, _ in CATALOG.visible_to(ANYONE)] == ["gpt-4", "claude", "demo"]
+
+
+def test_who_may_use_an_alias_alone_sees_the_model_by_that() -> None:
+    identity = an_identity(key=a_key(allowed_models=only("smart", "demo")))
+
+    assert [(name, model.name) for name, model in CATALOG.visible_to(identity)] == [
+        ("smart", "gpt-4"),
+        ("demo", "demo"),
+    ]
 
 
 def test_an_endpoints_own_price_comes_before_its_models() -> None:

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from tests.e2e.house import HELLO, House, Json, error_of, request_id_of
+from tests.e2e.house import HELLO, House, Json, error_of, request_id_of, unique
 from tests.kit import raw_http
 from tests.kit.raw_http import SseStream, request_bytes
 from tests.kit.scenario import Scenario
@@ -151,6 +151,21 @@ async def test_models_are_listed_as_far_as_the_key_may_use_them(house: House) ->
     assert (refused.status, error_of(refused)["code"]) == (403, "model_not_allowed")
     unknown = await house.chat(key, "no-such-model")
     assert (unknown.status, error_of(unknown)["code"]) == (404, "model_not_found")
+
+
+async def test_who_may_use_an_alias_alone_finds_the_model_under_it_and_under_nothing_else(house: House) -> None:
+    alias = unique("alias")
+    model = await house.model(aliases=[alias])
+    key = await house.key(allowed_models=[alias])
+    headers = {"Authorization": f"Bearer {key}"}
+
+    listed = await raw_http.call(house.gateway.port, "GET", "/v1/models", headers=headers)
+    assert [each["id"] for each in json.loads(listed.body)["data"]] == [alias]
+    found = await raw_http.call(house.gateway.port, "GET", f"/v1/models/{alias}", headers=headers)
+    assert json.loads(found.body)["id"] == alias
+    assert (await raw_http.call(house.gateway.port, "GET", f"/v1/models/{model}", headers=headers)).status == 404
+    assert (await house.chat(key, alias)).status == 200
+    assert (await house.chat(key, model)).status == 403
 
 
 async def test_a_failing_endpoint_is_passed_over_and_both_attempts_are_recorded(house: House) -> None:
