@@ -248,6 +248,37 @@ async def test_the_trail_is_searched_by_words_and_time(gateway: Gateway, api: Cl
 # ── Administrators (T021, T034) ───────────────────────────────────────────────────────────────────────────────────────
 
 
+ODD = [
+    *(-0.0, 0.0, 1e16, 1e15, -1e300, 1.5e-300, 5.0, 2**70, True, None, "a\0b", "\ud800", "é", "\u2028", ""),
+    *([-0.0, "\0"], {"a": {"b": [-0.0]}}, {"\0": 1}, (1.0, 2)),
+]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=ascii)
+async def test_whatever_is_written_is_read_as_it_was_hashed(gateway: Gateway, odd: Any) -> None:
+    """The database has its own way with numbers and texts: a row that it changed would be called forged."""
+    entry = AuditEntry(gateway.clock.now(), OWNER, "a.b", "kind", "id\0", before={"x": odd}, after=odd)
+    await gateway.audit.append(entry)
+    verdict = await gateway.audit.verify()
+    assert verdict.is_valid, verdict
+
+
+async def test_an_overflow_of_minus_no_seconds_leaves_the_trail_whole(gateway: Gateway, api: Client) -> None:
+    await with_trail(gateway, rows=1)
+    body = '{"user_oid": "u0", "overflow": {"mode": "queue", "max_wait_seconds": -0.0}}'
+    made = await api.post("/keys", content=body, headers={"content-type": "application/json"})
+    assert made.status_code == 201
+    assert (await api.get("/audit/verify")).json()["valid"]
+
+
+async def test_a_refused_attempt_at_a_path_that_holds_a_nul_is_refused_and_told(
+    gateway: Gateway, viewer: Client
+) -> None:
+    assert (await viewer.delete("/users/a%00b")).status_code == 403
+    (newest, *_) = (await gateway.audit.page(AuditQuery(limit=5))).items
+    assert (newest.action, newest.object_id) == ("access.refused", "DELETE /admin/api/users/a\ufffdb")
+
+
 async def test_nobody_hands_out_more_than_he_has_t021(gateway: Gateway) -> None:
     ends_at = gateway.clock.now() + timedelta(hours=1)
     _, token = await gateway.management.admins.create(OWNER, AdminSpec("temp", Role.ADMIN, ends_at))

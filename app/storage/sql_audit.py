@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -102,10 +103,31 @@ def _row_of(entry: AuditEntry, row_id: int) -> dict[str, Any]:
         "address": entry.actor.address,
         "action": entry.action,
         "object_kind": entry.object_kind,
-        "object_id": entry.object_id,
-        "before": entry.before,
-        "after": entry.after,
+        "object_id": as_stored(entry.object_id),
+        "before": as_stored(entry.before),
+        "after": as_stored(entry.after),
     }
+
+
+def as_stored(value: Any) -> Any:
+    """JSON as PostgreSQL gives it back, for what is hashed is what will be read: it knows no minus zero and no whole number with an
+    exponent, and takes neither NUL nor half a surrogate in a text (those become U+FFFD)."""
+    match value:
+        case float():
+            return int(value) if value and value.is_integer() and abs(value) >= EXPONENT_FROM else value + 0.0
+        case str():
+            return _UNSTORABLE.sub("\ufffd", value) if _UNSTORABLE.search(value) else value
+        case list() | tuple():
+            return [as_stored(each) for each in value]
+        case dict():
+            return {as_stored(name): as_stored(each) for name, each in value.items()}
+        case _:
+            return value
+
+
+EXPONENT_FROM = 1e16
+"""From here on Python writes a float with an exponent, and PostgreSQL a row of digits."""
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 async def _last(connection: AsyncConnection) -> Anchor:
