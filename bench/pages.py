@@ -63,7 +63,7 @@ FROM (SELECT n, now() - (n::float8 / {rows}) * interval '30 days' AS at, (n * 79
 ROLLUPS = """
 INSERT INTO usage_rollups SELECT date_trunc('hour', created_at), user_oid, key_id::text, '', served_model, endpoint_id::text, count(*),
   count(*) FILTER (WHERE outcome <> 'ok'), sum(prompt_tokens)::bigint, sum(completion_tokens)::bigint, 0, 0, sum(cost_nanousd)::bigint
-FROM usage_records GROUP BY 1, 2, 3, 4, 5, 6
+FROM usage_records GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY 1, 2, 3, 4, 5, 6
 """
 
 
@@ -80,28 +80,53 @@ class Timed:
         return f"{self.name:24} {self.status}  p50 {self.p50_ms:7.1f} ms  p95 {self.p95_ms:7.1f} ms  {self.bytes:>8,} B"
 
 
+KEY, ENDPOINT = "00000000-0000-0000-0000-000000000007", "00000000-0000-0000-0000-000000010003"
 PAGES = {
-    "overview 24h": "/admin/?range=24h",
-    "overview 7d": "/admin/?range=7d",
-    "overview 30d": "/admin/?range=30d",
+    **{f"overview {span}": f"/admin/?range={span}" for span in ("6h", "24h", "7d", "30d", "90d")},
+    "search": "/admin/search?q=user-19",
     "keys": "/admin/keys",
+    **{f"keys by {order}": f"/admin/keys?sort={order}" for order in ("name", "-expires_at", "last_used_at")},
     "keys, searched": "/admin/keys?q=key+19",
-    "key": "/admin/keys/00000000-0000-0000-0000-000000000007",
+    "keys of a status": "/admin/keys?status=expired",
+    "key": f"/admin/keys/{KEY}",
+    "new key": "/admin/keys/new",
+    "delete key": f"/admin/keys/{KEY}/delete",
     "users": "/admin/users",
+    **{f"users by {order}": f"/admin/users?sort={order}" for order in ("user_oid", "-payment_valid_until")},
     "user": "/admin/user?oid=user-8",
     "delete user": "/admin/user/delete?oid=user-8",
+    "apps": "/admin/apps",
     "models": "/admin/models",
     "model": "/admin/model?name=model-2",
+    "endpoint": f"/admin/endpoints/{ENDPOINT}",
     "usage": "/admin/usage",
-    "usage by key": "/admin/usage?key=00000000-0000-0000-0000-000000000007",
+    "usage by key": f"/admin/usage?key={KEY}",
     "usage by user": "/admin/usage?user=user-8",
+    "usage by app": "/admin/usage?app=no-such-app",
     "usage by model": "/admin/usage?model=model-2",
+    "usage by endpoint": f"/admin/usage?endpoint={ENDPOINT}",
     "usage by outcome": "/admin/usage?outcome=upstream_error",
+    "usage, errors": "/admin/usage?outcome=errors",
+    "usage, refused": "/admin/usage?outcome=refused",
+    "usage by reason": "/admin/usage?outcome=refused&error_code=rate_limit_exceeded",
     "usage by status": "/admin/usage?http_status=502",
+    "usage of no status": "/admin/usage?http_status=418",
     "usage by cost": "/admin/usage?min_cost=0.009",
+    "usage by low cost": "/admin/usage?min_cost=0.0001",
+    "usage by some cost": "/admin/usage?min_cost=0.00509",
+    "usage by duration": "/admin/usage?min_ms=4200",
+    "usage of no duration": "/admin/usage?min_ms=999999",
+    "usage by many": f"/admin/usage?model=model-2&outcome=ok&min_ms=4200&min_cost=0.001&endpoint={ENDPOINT}",
+    "usage of user and key": f"/admin/usage?user=user-9&key={KEY}",
     "usage of a period": "/admin/usage?period=7d",
+    "usage of a day, none": "/admin/usage?period=24h&min_ms=999999",
     "usage, nothing found": "/admin/usage?model=no-such-model",
+    "alerts": "/admin/alerts",
     "audit": "/admin/audit",
+    "audit, all": "/admin/audit?kind=all",
+    "audit by actor": "/admin/audit?actor=nobody",
+    "playground": "/admin/playground",
+    "administrators": "/admin/admins",
     "settings": "/admin/settings",
 }
 

@@ -45,8 +45,8 @@ from app.storage.ports import ANY_CALL, LogFilter
 from app.storage.sql_rows import AnyRow, is_uuid
 from app.storage.sql_usage import NO_ERRORS
 
-SCANNED_ROWS: Final = 20_000
-"""Rows that one statement looks at: tens of milliseconds of an index scan."""
+SCANNED_ROWS: Final = 5_000
+"""Rows that one statement looks at: some milliseconds of an index scan, some tens where each row is on a page of its own."""
 FEW_CALLS: Final = 5_000
 """Calls at a cost of at least (or most) so much that are rather fetched at once than met on a walk; more of them are met soon."""
 EARLIEST, LATEST = datetime(2000, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
@@ -102,6 +102,8 @@ class Half:
 async def _looked(connection: AsyncConnection, half: Half, wanted: int, before: Place | None) -> Found:
     """Wherever rows have to be looked at one by one, at most `SCANNED_ROWS` of them."""
     is_walk = half.is_sorted and bool(_conditions(half.table.c, half.table, half.rest))
+    if is_walk:
+        await connection.execute(_ROW_BY_ROW)
     scanned = SCANNED_ROWS if is_walk else wanted if half.is_sorted else None
     rows = (await connection.execute(_matching(half, wanted, before, scanned))).all()
     if not is_walk or len(rows) >= wanted:
@@ -192,8 +194,9 @@ async def _ledger(connection: AsyncConnection, wanted: LogFilter) -> Half:
         return Half(usage_records, [[*lead.values(), *within]], _without(wanted, lead))
     outcomes, rest = _outcomes(wanted)
     if outcomes:
-        # `outcome <> 'ok'` says nothing new, but it is the condition of the index.
-        named = [(usage_records.c.outcome == each, usage_records.c.outcome != "ok") for each in outcomes]
+        # `outcome <> 'ok'` says nothing new, but it is the condition of the index: written out, or a plan for any value lacks it.
+        is_indexed = usage_records.c.outcome != literal_column("'ok'")
+        named = [(usage_records.c.outcome == each, is_indexed) for each in outcomes]
         return Half(usage_records, [[*each, *within] for each in named], rest)
     if (costs := _costs(usage_records.c, wanted)) and await _are_few(connection, costs):
         rest = _without(wanted, ("min_cost_nanousd", "max_cost_nanousd"))
@@ -237,6 +240,13 @@ async def _are_few(connection: AsyncConnection, costs: Conditions) -> bool:
 
 _BY_INDEX: Final = text(
     "SELECT set_config('enable_seqscan', 'off', true), set_config('plan_cache_mode', 'force_custom_plan', true)"
+)
+
+
+# A walk stops at the first rows that match. The planner expects it to go to its end, and would fetch and sort all it might look at.
+_ROW_BY_ROW: Final = text(
+    "SELECT set_config('enable_sort', 'off', true), set_config('enable_bitmapscan', 'off', true), "
+    "set_config('enable_seqscan', 'off', true)"
 )
 
 
