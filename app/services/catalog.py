@@ -99,6 +99,8 @@ class CatalogFollower:
         has_gap = changes[0].revision != self._seen + 1
         if has_gap or any(change.kind == "secret_key" for change in changes):
             self._identities.forget_all()  # a secret key's, so that each credential's digest follows at its next use
+        if has_gap:
+            self._dropped.clear()  # a restored database gives their numbers to other changes
         for change in changes:
             if change.revision not in self._dropped:
                 self._identities.forget(change.kind, change.ref)

@@ -360,7 +360,9 @@ class CatalogStore(Protocol):
     async def revision(self) -> int: ...
 
     async def changes_since(self, revision: int) -> list[ConfigChange]:
-        """In order. Empty when nothing changed. Where the first is not the next revision, those before it are no longer known."""
+        """In order. Empty when nothing changed. Where the first is not the next revision, those before it are no longer known:
+        it may be an earlier one, of a database that was restored to what it was before.
+        """
         ...
 
     async def forget_old_changes(self) -> None:

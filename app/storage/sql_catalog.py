@@ -53,6 +53,19 @@ _models_named = _models.where(models.c.name == _names)
 _endpoints_of = _endpoints.where(endpoints.c.model == _names)
 _order = select(models.c.name).order_by(models.c.created_at, models.c.name)
 
+_newer = (
+    select(
+        config_revision.c.revision.label("now"),
+        config_changes.c.revision,
+        config_changes.c.kind,
+        config_changes.c.ref,
+        func.extract("epoch", func.clock_timestamp() - config_changes.c.changed_at).cast(Float).label("age_s"),
+    )
+    .outerjoin_from(config_revision, config_changes, config_changes.c.revision > bindparam("since"))
+    .order_by(config_changes.c.revision)
+)
+"""At least one row, which says what the revision is now."""
+
 _changed = (
     select(config_changes.c.ref)
     .where(config_changes.c.revision > bindparam("since"), config_changes.c.kind == "catalog")
@@ -139,18 +152,11 @@ class SqlCatalogStore:
             return int((await connection.execute(_revision)).scalar_one())
 
     async def changes_since(self, revision: int) -> list[ConfigChange]:
-        newer = (
-            select(
-                config_changes.c.revision,
-                config_changes.c.kind,
-                config_changes.c.ref,
-                func.extract("epoch", func.clock_timestamp() - config_changes.c.changed_at).cast(Float),
-            )
-            .where(config_changes.c.revision > revision)
-            .order_by(config_changes.c.revision)
-        )
         async with transaction(self._engine, within_s=QUICK_S) as connection:
-            return [ConfigChange(*row) for row in await connection.execute(newer)]
+            rows = (await connection.execute(_newer, {"since": revision})).all()
+        if rows and rows[0].now < revision:
+            return [ConfigChange(rows[0].now, "database", "")]
+        return [ConfigChange(row.revision, row.kind, row.ref, row.age_s) for row in rows if row.revision is not None]
 
     async def forget_old_changes(self) -> None:
         async with transaction(self._engine) as connection:

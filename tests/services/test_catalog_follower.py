@@ -72,6 +72,8 @@ class FakeStore:
             self.asked.notify_all()
         if self.is_away:
             raise DependencyUnavailable("database")
+        if self.revision_now < revision:
+            return [ConfigChange(self.revision_now, "database", "")]
         return [change for change in self.changes if change.revision > revision]
 
     async def forget_old_changes(self) -> None:
@@ -307,6 +309,26 @@ async def test_what_is_read_after_its_message_is_kept_when_the_change_is_taken_o
 
     assert house.keys.look_ups == 1
     assert house.follower.revision == second
+
+
+async def test_a_database_that_was_restored_to_what_it_was_is_read_anew(house: House) -> None:
+    """Keys that were made since are gone, and what comes is counted from an earlier revision on."""
+    await house.follower.load()
+    backup = (house.store.changes[:], house.store.models[:])
+    for number in range(3):
+        house.store.register(f"model {number}")
+    await house.follower.refresh()
+    alice = await house.known_key("alice")
+    house.store.changes, house.store.models = backup
+    house.keys.look_ups = 0
+
+    await house.follower.refresh()
+    await house.identities.of_key(alice.secret, address=None)
+
+    assert (house.names(), house.follower.revision, house.keys.look_ups) == (["first"], 0, 1)
+    house.store.register("second")
+    await house.follower.refresh()
+    assert house.names() == ["first", "second"]
 
 
 async def test_a_message_about_what_was_taken_over_already_asks_for_nothing(

@@ -119,6 +119,12 @@ class CatalogStoreConformance:
         assert await catalogs.changes_since(first) == changes[1:]
         assert await catalogs.revision() == second == (await catalogs.load()).revision
 
+    async def test_a_database_that_was_restored_says_so(self, catalogs: CatalogStore, plant: Planter) -> None:
+        now = await plant.change("key", "k1")
+        (change,) = await catalogs.changes_since(now + 5)
+        assert change.revision == now
+        assert await catalogs.changes_since(now) == []
+
     async def test_changes_of_today_are_kept_and_of_older_ones_the_newest(
         self, catalogs: CatalogStore, plant: Planter
     ) -> None:
