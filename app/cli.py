@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from app import cli_admin
+from app import __version__, cli_admin
 from app.exceptions import GatewayError, SettingsError
 
 cli = typer.Typer(
@@ -22,6 +22,21 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
 )
 cli_admin.register(cli)
+
+
+def _tell_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"Antigravity LLM Gateway {__version__}")
+        raise typer.Exit
+
+
+@cli.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_tell_version)
+    ] = False,
+) -> None:
+    """Antigravity LLM Gateway."""
 
 
 @cli.command()
