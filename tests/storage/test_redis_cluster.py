@@ -70,14 +70,14 @@ async def test_everything_lies_with_the_node_that_holds_the_slot(
 
 
 async def test_a_change_is_heard_by_everybody(cluster: RedisCluster, redis: RedisClient) -> None:
-    heard: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+    heard: asyncio.Queue[tuple[int, str, str]] = asyncio.Queue()
     listener = open_redis(cluster.url, timeout_ms=5_000, is_cluster=True)
 
     async with listener.pumping(), asyncio.timeout(LATE_S):
         listening = asyncio.create_task(RedisSignals(listener).listen(lambda *told: heard.put_nowait(told)))
-        assert await heard.get() == ("", "")
+        assert await heard.get() == (0, "", "")
         await RedisSignals(redis).publish(7, "key", "k1")
-        assert await heard.get() == ("key", "k1")
+        assert await heard.get() == (7, "key", "k1")
         listening.cancel()
         await asyncio.wait([listening])
 
