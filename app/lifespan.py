@@ -99,7 +99,7 @@ def departure_of(container: Container) -> Departure:
     settings, running = container.settings, container.admission.running
     return Departure(
         health=container.health,
-        end_calls=lambda: running.end(list(running), Draining()),
+        end_calls=lambda: running.close(Draining()),
         doorway=container.doorway,
         delay_s=settings.shutdown_delay_seconds,
         grace_s=settings.shutdown_grace_seconds,

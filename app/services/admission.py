@@ -163,12 +163,13 @@ class Admission:
         key = meter.identity.key
         overflow = key.overflow if key else Overflow()
         if key and overflow.mode is OverflowMode.QUEUE:
-            refused = await self._queues.admitted(
-                key.id,
-                _limiters(meter, model),
-                max_wait_s=overflow.max_wait_s,
-                ask=lambda: self._tried(model, meter),
-            )
+            with self.running.waiting(meter.request_id):
+                refused = await self._queues.admitted(
+                    key.id,
+                    _limiters(meter, model),
+                    max_wait_s=overflow.max_wait_s,
+                    ask=lambda: self._tried(model, meter),
+                )
         else:
             refused = await self._tried(model, meter)
         if refused is not None and overflow.mode is OverflowMode.FALLBACK and overflow.fallback_model:

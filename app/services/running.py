@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from app.domain.call import Meter
 from app.exceptions import GatewayError
@@ -16,17 +17,35 @@ class RunningCalls:
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[object] | None] = {}
         self._meters: dict[str, Meter] = {}
+        self._waiting: dict[str, asyncio.Task[object] | None] = {}
         self._ended: dict[str, GatewayError] = {}
+        self._closed: GatewayError | None = None
 
     def add(self, call_id: str, meter: Meter | None = None) -> None:
         """The current task makes this call."""
         self._tasks[call_id] = asyncio.current_task()
         if meter is not None:
             self._meters[call_id] = meter
+        if self._closed is not None:
+            self.end([call_id], self._closed)
 
     def discard(self, call_id: str) -> None:
         self._tasks.pop(call_id, None)
         self._meters.pop(call_id, None)
+
+    @contextmanager
+    def waiting(self, call_id: str) -> Iterator[None]:
+        """Inside the context the current task waits, perhaps for long, to be let run. It is none of the calls that run."""
+        self._waiting[call_id] = asyncio.current_task()
+        try:
+            yield
+        finally:
+            del self._waiting[call_id]
+
+    def close(self, why: GatewayError) -> int:
+        """End all that run, all that wait, and from now on each that is added. Returns how many."""
+        self._closed = why
+        return self.end([*self._tasks, *self._waiting], why)
 
     def end(self, call_ids: Iterable[str], why: GatewayError) -> int:
         """Cancel these calls, where they still run; each is billed and recorded as what it came to. Returns how many.
@@ -35,7 +54,7 @@ class RunningCalls:
         """
         ended = 0
         for call_id in call_ids:
-            task = self._tasks.get(call_id)
+            task = self._tasks.get(call_id) or self._waiting.get(call_id)
             if task is not None and call_id not in self._ended:
                 self._ended[call_id] = why
                 task.cancel()

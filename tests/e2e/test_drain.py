@@ -6,10 +6,11 @@ import asyncio
 import json
 import signal
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 import pytest
 
-from tests.e2e.house import HELLO, House
+from tests.e2e.house import HELLO, House, Json, error_of, request_id_of
 from tests.kit import raw_http
 from tests.kit.processes import GatewayProcess
 from tests.kit.raw_http import RawConnection, SseStream, request_bytes
@@ -106,6 +107,36 @@ async def test_what_outlasts_the_grace_is_told_so_billed_and_recorded(house: Hou
     record = await house.record(stream.head.header("x-request-id") or "")
     assert (record["outcome"], record["usage_quality"]) == ("interrupted", "partial")
     assert record["cost_usd"] > "0.000000000"
+
+
+async def test_calls_that_wait_for_their_limits_are_told_so_when_the_grace_is_over(house: House) -> None:
+    """T130: they may wait for minutes; when the call that holds their slot is ended, none of them begins."""
+    slots: Json = {"limits": [{"kind": "concurrency", "limit": 1, "window_seconds": 0}]}
+    windows: Json = {"limits": [{"kind": "requests", "limit": 1, "window_seconds": 300}]}
+    patient: Json = {"overflow": {"mode": "queue", "max_wait_seconds": 600}}
+    slow, fast = await house.model(Scenario(delay_ms=60_000)), await house.model()
+    busy, spent = await house.key(**slots, **patient), await house.key(**windows, **patient)
+    env = house.env | {"SHUTDOWN_GRACE_SECONDS": "1", "SHUTDOWN_DELAY_SECONDS": "0.1"}
+    async with GatewayProcess(env, name="draining") as gateway:
+        draining = replace(house, gateway=gateway)
+        assert (await draining.chat(spent, fast)).status == 200
+        running = asyncio.create_task(draining.chat(busy, slow))
+        async with asyncio.timeout(10):
+            while not (await house.upstream.invoice()).requests_by_model.get(slow):
+                await asyncio.sleep(0.01)
+        sockets = gateway.open_fds()
+        waiting = [asyncio.create_task(draining.chat(*call)) for call in ((busy, slow), (busy, slow), (spent, fast))]
+        async with asyncio.timeout(10):
+            while gateway.open_fds() < sockets + 3:
+                await asyncio.sleep(0.01)
+        gateway.terminate()
+        answers = await asyncio.gather(running, *waiting)
+        assert await gateway.wait(timeout_s=20) in (0, -signal.SIGTERM)
+
+    assert [(answer.status, error_of(answer)["code"]) for answer in answers] == [(503, "draining")] * 4
+    assert (await house.upstream.settled()).requests_by_model[slow] == 1
+    for answer, outcome in zip(answers, ["interrupted", *["refused"] * 3], strict=True):
+        assert (await house.record(request_id_of(answer)))["outcome"] == outcome
 
 
 async def test_workers_are_replaced_one_by_one_without_a_call_noticing(house: House) -> None:
