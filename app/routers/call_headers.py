@@ -5,18 +5,24 @@ from __future__ import annotations
 from urllib.parse import quote
 
 from app.domain.call import Meter
-from app.domain.limits import ClaimState
+from app.domain.limits import ClaimState, LimitKind
 from app.domain.money import nano_to_usd
 from app.middleware.rate_headers import RATE_LIMIT_NAMES, Headers, rate_limit_headers
 
 
-def call_headers(meter: Meter) -> Headers:
-    """The headers of an answer that has begun. The cost is among them once it is known (unary answers)."""
+def call_headers(meter: Meter, *, is_over: bool = False) -> Headers:
+    """The headers of an answer that has begun. The cost is among them once it is known (unary answers).
+
+    Until then what is left is what is left beside all that was reserved for the call. `is_over`: it was settled, with or without an
+    answer, and what it did not use is free again.
+    """
     headers: Headers = []
     for kind in RATE_LIMIT_NAMES:
         state = _tightest(meter.limits, kind)
         if state is not None:
             limit, remaining = state.claim.limit.limit, state.remaining
+            if kind == LimitKind.TOKENS and (is_over or meter.cost is not None):
+                remaining = min(limit, remaining + state.claim.amount - _used_tokens(meter))
             headers += rate_limit_headers(kind, limit=limit, remaining=remaining, reset_ms=state.reset_ms)
     if meter.model is not None:
         headers.append((b"x-gateway-model", _latin(meter.model.name)))
@@ -32,14 +38,20 @@ def call_headers(meter: Meter) -> Headers:
         cost = nano_to_usd(meter.cost.nanousd).encode()
         headers.append((b"x-gateway-cost-usd", cost))
         headers.append((b"x-litellm-response-cost", cost))
-    headers.extend(_budget_headers(meter))
+    headers.extend(_budget_headers(meter, is_over=is_over))
     return headers
 
 
-def _budget_headers(meter: Meter) -> Headers:
+def _used_tokens(meter: Meter) -> int:
+    """As they are settled."""
+    return meter.usage.prompt_tokens + meter.usage.completion_tokens if meter.usage else 0
+
+
+def _budget_headers(meter: Meter, *, is_over: bool) -> Headers:
     """What is left of the tightest hard budget after this call, and a warning past a soft one."""
     headers: Headers = []
-    settled = meter.cost.nanousd if meter.cost else None
+    is_known = is_over or meter.cost is not None
+    settled = meter.cost_nanousd if is_known else None
     left = []
     for state in meter.budgets:
         remaining = state.remaining_nanousd

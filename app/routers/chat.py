@@ -187,7 +187,7 @@ class DataPlane:
             else:
                 await self._made_once(exchange, response, meter, key.decode("latin-1"))
         except GatewayError:
-            exchange.call_headers = call_headers(meter)
+            exchange.call_headers = call_headers(meter, is_over=True)
             raise
 
     async def _made_once(self, exchange: Exchange, response: CallResponse, meter: Meter, key: str) -> None:

@@ -315,6 +315,20 @@ async def test_a_request_names_its_host_once(house: House) -> None:
             assert error_of(answer)["code"] == "invalid_request"
 
 
+async def test_what_an_answer_says_is_left_is_what_is_left(house: House) -> None:
+    limits = [{"kind": "tokens", "limit": 10**6, "window_seconds": 60}]
+    key = await house.key(limits=limits, budgets=[{"period": "total", "hard_limit_usd": "1"}])
+    model = await house.model(max_output_tokens=4000)
+
+    answer = await house.chat(key, model)
+    stands = await raw_http.call(house.gateway.port, "GET", "/v1/me", headers={"Authorization": f"Bearer {key}"})
+
+    me, usage = json.loads(stands.body), json.loads(answer.body)["usage"]
+    left = answer.header("x-ratelimit-remaining-tokens")
+    assert left == str(10**6 - usage["total_tokens"]) == str(me["limits"][0]["remaining"])
+    assert answer.header("x-gateway-budget-remaining-usd") == me["budgets"][0]["remaining_usd"]
+
+
 async def test_a_call_that_fails_says_as_much_of_itself_in_its_headers_as_one_that_succeeds(house: House) -> None:
     limits = [
         {"kind": "requests", "limit": 2, "window_seconds": 60},
@@ -324,6 +338,7 @@ async def test_a_call_that_fails_says_as_much_of_itself_in_its_headers_as_one_th
     model = await house.model(Scenario(status=500))
 
     failed = await house.chat(key, model)
+    stands = await raw_http.call(house.gateway.port, "GET", "/v1/me", headers={"Authorization": f"Bearer {key}"})
     unknown = await house.chat(key, unique("absent"))
     await house.chat(key, model)
     limited = await house.chat(key, model)
@@ -333,7 +348,10 @@ async def test_a_call_that_fails_says_as_much_of_itself_in_its_headers_as_one_th
     assert failed.header("x-gateway-endpoint")
     assert failed.header("x-ratelimit-remaining-requests") == "1"
     assert failed.header("x-ratelimit-limit-tokens") == "1000000"
-    assert failed.header("x-gateway-budget-remaining-usd")
+    me = json.loads(stands.body)
+    assert failed.header("x-gateway-budget-remaining-usd") == me["budgets"][0]["remaining_usd"]
+    (left,) = [limit["remaining"] for limit in me["limits"] if limit["kind"] == "tokens"]
+    assert failed.header("x-ratelimit-remaining-tokens") == str(left)
     assert failed.header("x-litellm-call-id") == failed.header("x-request-id")
     assert (unknown.status, unknown.header("x-gateway-attempts")) == (404, "0")
     assert (limited.status, limited.all("x-ratelimit-remaining-requests")) == (429, ["0"])

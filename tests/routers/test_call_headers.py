@@ -13,7 +13,7 @@ from app.domain.budget import BudgetClaim, BudgetState, PeriodKind, period_at
 from app.domain.call import Attempt, Meter
 from app.domain.limits import Claim, ClaimState, Limit, LimitKind, Scope
 from app.domain.money import NanoUsd
-from app.domain.pricing import Cost
+from app.domain.pricing import Cost, Usage
 from app.routers.call_headers import call_headers
 from tests.calls import NOON, a_budget, a_meter, a_model, an_endpoint
 
@@ -77,6 +77,22 @@ def test_of_several_limits_of_a_kind_the_one_that_ends_first_is_told() -> None:
 
 def test_a_limit_that_was_overdrawn_shows_nothing_left_rather_than_less() -> None:
     assert shown(a_meter(limits=(limit_state(LimitKind.TOKENS, 10, -5),)))["x-ratelimit-remaining-tokens"] == "0"
+
+
+def test_tokens_that_a_call_did_not_use_are_left_once_it_is_known_what_it_used() -> None:
+    state = ClaimState(Claim(Scope.KEY, "k", Limit(LimitKind.TOKENS, 1_000, 60), 400), 500, 1_000)
+    running, answered, failed = a_meter(limits=(state,)), a_meter(limits=(state,)), a_meter(limits=(state,))
+    answered.usage, answered.cost = Usage(prompt_tokens=10, completion_tokens=5), Cost(NanoUsd(0), ())
+
+    assert shown(running)["x-ratelimit-remaining-tokens"] == "500", "beside what is reserved for it"
+    assert shown(answered)["x-ratelimit-remaining-tokens"] == "885"
+    assert dict(call_headers(failed, is_over=True))[b"x-ratelimit-remaining-tokens"] == b"900"
+
+
+def test_a_call_that_failed_gives_back_in_its_headers_too_what_was_reserved_for_it() -> None:
+    meter = a_meter(budgets=(budget_state(1_000, spent=100, claimed=600),))
+    assert shown(meter)["x-gateway-budget-remaining-usd"] == "0.000000300"
+    assert dict(call_headers(meter, is_over=True))[b"x-gateway-budget-remaining-usd"] == b"0.000000900"
 
 
 def test_a_known_cost_is_told_with_all_nine_digits() -> None:
