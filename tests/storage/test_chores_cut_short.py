@@ -15,16 +15,19 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.clock import SystemClock
 from app.database import transaction
 from app.domain.identity import LogContent
+from app.domain.money import NanoUsd
 from app.domain.record import decode_record, encode_record
 from app.exceptions import DependencyUnavailable
 from app.redis_client import RedisClient
 from app.services.usage_log import UsageLog
 from app.storage.journal import Journal
-from app.storage.redis_counters import RedisUsageSink
+from app.storage.ports import LimitRefused, Settlement
+from app.storage.redis_counters import RedisCounters, RedisUsageSink
 from app.storage.retention import Retention, keep_partitions
 from app.storage.sql_reports import SqlReportStore
 from app.storage.sql_usage import SqlUsageStore
 from tests.services.test_fallback import fallback
+from tests.storage.conform_counters import reservation, slots
 from tests.storage.conform_usage import ALWAYS, everything
 from tests.storage.records import NOON, a_record, a_refusal
 
@@ -102,6 +105,34 @@ async def test_the_replay_of_a_journal(redis: RedisClient, engine: AsyncEngine, 
     assert cut > 0
     assert journal.size_bytes, "there was something to replay"
     assert len(await everything(SqlReportStore(engine))) == 1000
+
+
+async def test_the_catching_up_with_a_store_that_is_back(
+    redis: RedisClient, engine: AsyncEngine, log: UsageLog, tmp_path: Path
+) -> None:
+    """T133: of calls that began without it some run, some have ended; however often it is cut short, each is known there once."""
+    journal = Journal(tmp_path)
+    counters = fallback(redis, tmp_path, journal=journal)
+    await counters.watch()
+    counters._note_away()
+    records = [a_record(cost_nanousd=1_500) for _ in range(300)]
+    running = [reservation(f"runs-{n}", slots(100)) for n in range(100)]
+    await asyncio.gather(*(counters.admit(each) for each in running))
+    await asyncio.gather(*(counters.admit(reservation(record.request_id)) for record in records))
+    ended = [Settlement(record.request_id, NanoUsd(1_500), 5, encode_record(record)) for record in records]
+    await asyncio.gather(*map(counters.settle, ended))
+
+    cut = await cut_short(counters.watch)
+    await counters.watch()
+    while await log.drain_once(wait_s=0.01):
+        pass
+
+    assert cut > 0
+    assert journal.size_bytes == 0
+    assert len(await everything(SqlReportStore(engine))) == 300
+    assert isinstance(await RedisCounters(redis).admit(reservation("one more", slots(100))), LimitRefused)
+    assert await counters.renew([each.call_id for each in running], 60) == []
+    journal.close()
 
 
 async def test_the_writer_of_what_could_not_be_sent(redis: RedisClient, log: UsageLog) -> None:
