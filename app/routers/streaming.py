@@ -30,7 +30,7 @@ from app.telemetry import error_answered, logger
 
 KEEP_ALIVE_S = 15.0
 """An idle stream is given a comment this often, well under the minute after which most proxies cut a silent connection."""
-WATCH_AFTER_S = 0.1
+WATCH_AFTER_S = 0.25
 """A call that is over sooner is over before its upstream could have been spared anything: watching it would cost more than it saves."""
 KEEP_ALIVE = b": keep-alive\n\n"
 
