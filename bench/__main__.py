@@ -9,6 +9,7 @@ from functools import partial
 import uvloop
 
 from bench.admission import admission
+from bench.call import call
 from bench.chunk import chunk
 from bench.identify import identify
 from bench.measure import Ratio
@@ -19,6 +20,7 @@ from bench.stores import drain, reports
 Benchmark = Callable[..., Awaitable[Ratio | Sequence[Ratio]]]
 
 BENCHMARKS: dict[str, Benchmark] = {
+    "call": call,
     "identify": identify,
     "admission": admission,
     "relay": relay,

@@ -70,7 +70,7 @@ CALL = Call(
 _numbers = count(1)
 
 
-class _Ledger:
+class Ledger:
     """Nothing was ever spent."""
 
     async def write(self, records: Sequence[CallRecord]) -> int:
@@ -100,7 +100,7 @@ async def admissions() -> AsyncIterator[tuple[Admission, RedisClient, Recovering
         server.start()
         redis = open_redis(server.url, timeout_ms=5_000)
         recovering = RecoveringCounters(
-            RedisCounters(redis, quarantine_ms=0), sink=RedisUsageSink(redis), ledger=_Ledger(), clock=clock
+            RedisCounters(redis, quarantine_ms=0), sink=RedisUsageSink(redis), ledger=Ledger(), clock=clock
         )
         counters = FallbackCounters(
             recovering,
