@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.admin.conftest import Site, Visitor, visitor
 from tests.e2e.house import Json, unique
@@ -180,6 +180,30 @@ def test_a_model_an_endpoint_and_their_prices(site: Site, hand: Visitor) -> None
     page.get_by_role("link", name="Delete…").click()
     page.get_by_role("button", name="Delete the model").click()
     expect(page.get_by_role("status")).to_contain_text("Deleted")
+
+
+def test_a_form_on_its_way_is_out_of_reach_and_what_was_opened_stays_open(site: Site, visit: Visitor) -> None:
+    page, waiting = visit.page, list[Route]()
+    visit.open("/admin/models/new")
+    page.get_by_label("Name").fill(unique("vendor/model"))
+    page.get_by_label("Fallbacks").fill("no-such-model")
+    page.route("**/admin/models/new", lambda route: waiting.append(route), times=1)
+    page.get_by_role("button", name="Register the model").click()
+    form = page.locator('form[aria-busy="true"]')
+    expect(form).to_have_count(1)
+    expect(page.get_by_role("button", name="Register the model")).to_be_disabled()
+    expect(page.get_by_label("Fallbacks")).to_be_disabled()
+    page.get_by_text("Advanced").click()  # not a field: it may be opened while the answer is on its way
+    waiting[0].continue_()
+    expect(page.locator("#d-fallbacks")).to_contain_text("no other model")
+    expect(form).to_have_count(0)
+    expect(page.get_by_label("Keep together")).to_be_visible()
+    expect(page.get_by_label("Fallbacks")).to_be_focused()
+
+    page.route("**/admin/models/new", lambda route: route.abort(), times=1)
+    page.get_by_role("button", name="Register the model").click()
+    expect(page.get_by_role("button", name="Register the model")).to_be_enabled()
+    assert page.get_by_label("Fallbacks").input_value() == "no-such-model"
 
 
 def test_an_app_and_an_administrator(site: Site, hand: Visitor) -> None:

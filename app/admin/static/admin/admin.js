@@ -8,6 +8,7 @@ const isTyping = (element) => element instanceof HTMLElement && (element.isConte
 // ── Times ──
 
 const exactly = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+const moment = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" });
 const day = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
 const toMilliseconds = new Intl.DateTimeFormat(undefined, {
   year: "numeric", month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit", fractionalSecondDigits: 3,
@@ -17,6 +18,8 @@ const STEPS = [[60, 1, "second"], [3600, 60, "minute"], [86400, 3600, "hour"], [
 
 function told(at) {
   const seconds = (at - Date.now()) / 1000;
+  // Of what is long past one wants to know when it was, not about how long ago.
+  if (seconds < -86400 && seconds > -300 * 86400) return moment.format(at);
   for (const [below, size, unit] of STEPS) {
     if (Math.abs(seconds) < below) return relative.format(Math.trunc(seconds / size), unit);
   }
@@ -119,6 +122,42 @@ function makeFilter(form) {
   form.addEventListener("change", (event) => {
     if (event.target.tagName === "SELECT") form.requestSubmit();
   });
+}
+
+// A form on its way is out of reach until its answer is here: the answer would wipe out whatever was typed meanwhile.
+const held = new WeakMap();
+
+function hold(form) {
+  if (!(form instanceof HTMLFormElement) || form.method !== "post" || held.has(form)) return;
+  const fields = [...form.elements].filter((field) => !field.disabled);
+  held.set(form, { fields, focused: document.activeElement });
+  form.setAttribute("aria-busy", "true");
+  for (const field of fields) field.disabled = true;
+}
+
+function release(form) {
+  const kept = held.get(form);
+  if (!kept) return;
+  held.delete(form);
+  form.removeAttribute("aria-busy");
+  for (const field of kept.fields) field.disabled = false;
+  if (form.contains(kept.focused)) kept.focused.focus();
+}
+
+// Sections that the reader has opened stay open when a form comes back with what is wrong in it.
+let opened = [];
+
+const titleOf = (summary) => summary.textContent.trim();
+
+function noteOpened(source) {
+  opened = source instanceof HTMLFormElement ? all("details[open] > summary").map(titleOf) : [];
+}
+
+function openAgain() {
+  for (const summary of all("details:not([open]) > summary")) {
+    if (opened.includes(titleOf(summary))) summary.parentElement.open = true;
+  }
+  opened = [];
 }
 
 // ── The keyboard ──
@@ -237,7 +276,13 @@ function enhance() {
 }
 
 for (const name of ["htmx:after:swap", "htmx:after:settle"]) document.addEventListener(name, enhance);
-document.addEventListener("htmx:before:request", () => { selected = null; });
+document.addEventListener("htmx:before:request", (event) => {
+  selected = null;
+  hold(event.detail.ctx.sourceElement);
+});
+document.addEventListener("htmx:finally:request", (event) => release(event.detail.ctx.sourceElement));
+document.addEventListener("htmx:before:swap", (event) => noteOpened(event.detail.ctx.sourceElement));
+document.addEventListener("htmx:after:swap", openAgain);
 setInterval(tellTimes, 30000);
 enhance();
 document.documentElement.dataset.ready = "yes";

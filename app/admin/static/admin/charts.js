@@ -89,7 +89,9 @@ function options(kind, element, data) {
   };
 }
 
-const columns = (kind, series) => [series.t, ...KINDS[kind].lines.map(([key]) => series[key])];
+// Where no call was refused, there is no line to draw along the bottom.
+const values = (key, series) => key === "refused" && !series[key].some(Boolean) ? series[key].map(() => null) : series[key];
+const columns = (kind, series) => [series.t, ...KINDS[kind].lines.map(([key]) => values(key, series))];
 
 function draw(series) {
   for (const chart of charts) chart.plot.destroy();
