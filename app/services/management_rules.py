@@ -27,21 +27,18 @@ MAX_LIST_LENGTH: Final = 1000
 MAX_LIMITS: Final = 20
 """Limits or budgets of one holder: each is counted at every call."""
 
-_TURNING: Final = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Turn the direction of what follows: a name that holds one reads as another, and so does the line it stands in."""
 _LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}\Z")
 MAX_LABELS: Final = 20
 _EMAIL: Final = re.compile(r"[^@\s]{1,64}@[^@\s]{1,189}\Z")
 
 
 def require_text(value: str, param: str, *, max_length: int = MAX_NAME_LENGTH, may_be_empty: bool = True) -> None:
-    """Refuse what would break a log line, a header, a page or the database: control characters, NUL, lone surrogates, what turns
-    the direction of reading."""
+    """Refuse what would break a log line, a header, a page or the database: control characters, NUL, lone surrogates."""
     if len(value) > max_length:
         raise InvalidRequest(f"'{param}' is longer than {max_length} characters.", param=param)
     if not may_be_empty and not value.strip():
         raise InvalidRequest(f"'{param}' may not be empty.", param=param)
-    if any(each in _TURNING or unicodedata.category(each) in ("Cc", "Cs", "Zl", "Zp") for each in value):
+    if any(unicodedata.category(each) in ("Cc", "Cs", "Zl", "Zp") for each in value):
         raise InvalidRequest(f"'{param}' holds a control character.", param=param)
 
 
