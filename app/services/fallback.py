@@ -149,6 +149,8 @@ class FallbackCounters:
                 return True
             except CounterStoreAway:
                 self._note_away()
+        if kept.is_refusal and self._journal.is_half_full:
+            return False
         self._recovering.keep(kept)  # until the journal has it: whoever waits for that may be cancelled
         try:
             await self._journal.append(_encode(_entry(kept)))

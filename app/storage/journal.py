@@ -64,6 +64,11 @@ class Journal:
         return self._has_failed or self._size + RESERVE_BYTES > self._max_bytes
 
     @property
+    def is_half_full(self) -> bool:
+        """Whether it should be left to those whose records carry money: a caller who is refused a thousand times a second fills it too."""
+        return self._size * 2 > self._max_bytes
+
+    @property
     def size_bytes(self) -> int:
         return self._size
 

@@ -163,6 +163,19 @@ async def test_a_refusal_that_nobody_takes_is_given_back_to_its_caller(nowhere: 
         await counters.append("call of refused", b"refused")
 
 
+async def test_refusals_leave_half_of_the_journal_to_calls(nowhere: RedisClient, tmp_path: Path) -> None:
+    """T103: callers who are refused again and again would fill it, and then no call could be begun."""
+    journal = Journal(tmp_path, max_bytes=2 * RESERVE_BYTES + 2_000_000)
+    counters = fallback(nowhere, tmp_path, journal=journal)
+    for number in range(6):
+        await counters.append(f"refused-{number}", bytes(1_000_000))
+    with pytest.raises(CounterStoreAway):
+        await counters.append("one too many", bytes(1_000_000))
+    assert isinstance(await counters.admit(reservation("call")), Admitted)
+    await counters.settle(settlement("call"))
+    journal.close()
+
+
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_a_process_that_stood_still_does_not_take_the_store_for_gone(
     redis_url: str, new_loop: Callable[[], asyncio.AbstractEventLoop]
