@@ -16,7 +16,9 @@ from tests.kit.raw_http import RawConnection, request_bytes
 from tests.kit.scenario import Scenario
 
 CALLS = int(os.environ.get("SOAK_CALLS", "2000"))
-WARM_UP = 1_500
+IS_LONG = CALLS >= 20_000
+WARM_UP = 15_000 if IS_LONG else 1_500
+"""Measured after 5,000 calls and every 8,000 from there: 136.1, 138.0, 138.5, 138.5, 138.6 MB. What is bounded is full by then."""
 AT_ONCE = 16
 BIG = "x" * 200_000
 
@@ -98,6 +100,6 @@ async def test_nothing_grows_with_the_number_of_calls(house: House) -> None:
     print(
         f"{CALLS} calls after {WARM_UP}: memory {grown / 1e6:+.2f} MB, {slope_mb:+.2f} MB for 10,000; {before} → {after}"
     )
-    # 1 MB per 10,000 calls is what the long form allows; here the allocator's own steps are larger than that.
-    assert grown < 8_000_000 + CALLS / 10_000 * 1_000_000, (before, after)
+    # 1 MB per 10,000 calls is what the long form allows; in the short one the allocator's own steps are larger than that.
+    assert grown < (0 if IS_LONG else 8_000_000) + CALLS / 10_000 * 1_000_000, (before, after)
     assert '"unexpected_error"' not in log
