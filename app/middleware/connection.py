@@ -41,7 +41,8 @@ class Connection(HttpProtocol):
         if early is not None and room < 0:
             transport.write(early.at_the_door(self.server_state.default_headers))
             transport.close()
-        if doorway is not None and self.server is not None:
+        # Behind TLS the server has more to do with a connection than this could tell; there each waits for its turn.
+        if doorway is not None and self.server is not None and self.scheme == "http":
             doorway.take_in(self._behind, self.server[1], room=room)
 
     def _behind(self) -> Connection:

@@ -7,6 +7,7 @@ import gc
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +15,15 @@ import uvicorn
 
 from app.dialects.messages import Messages
 from app.dialects.openai_errors import error_body
+from app.doorway import STATE as DOORWAY
+from app.doorway import Doorway
 from app.middleware.connection import Connection, given_to
 from app.middleware.early_refusal import IS_REFUSED, STATE, EarlyRefusals
 from app.middleware.exchange import Exchange
 from app.middleware.route import Route
 from app.services.overload import FEW_CALLS, PATIENCE_S, STALL_S, Overload
 from tests.kit import raw_http
+from tests.kit.certificates import make_certificate
 from tests.kit.clock import ManualClock
 from tests.kit.processes import free_port
 from tests.kit.raw_http import RawConnection, request_bytes
@@ -57,7 +61,9 @@ def call(path: str = "/v1/chat/completions", body: bytes = BODY, **headers: str)
 
 
 @asynccontextmanager
-async def serving(early: EarlyRefusals, *, http: Any = Connection) -> AsyncIterator[tuple[int, list[Any]]]:
+async def serving(
+    early: EarlyRefusals, *, http: Any = Connection, doorway: Doorway | None = None, **options: Any
+) -> AsyncIterator[tuple[int, list[Any]]]:
     """uvicorn with our connections. Yields its port, and what its application heard decided of each request."""
     heard: list[Any] = []
 
@@ -67,7 +73,7 @@ async def serving(early: EarlyRefusals, *, http: Any = Connection) -> AsyncItera
         send: Callable[[dict[str, Any]], Awaitable[None]],
     ) -> None:
         if scope["type"] == "lifespan":
-            scope["state"][STATE] = early
+            scope["state"] |= {STATE: early, DOORWAY: doorway}
             given_to(send)  # type: ignore[arg-type]
             for kind in ("startup", "shutdown"):
                 await receive()
@@ -80,7 +86,7 @@ async def serving(early: EarlyRefusals, *, http: Any = Connection) -> AsyncItera
         await send({"type": "http.response.body", "body": b"ok"})
 
     port = free_port()
-    config = uvicorn.Config(app, host="127.0.0.1", port=port, http=http, lifespan="on", log_config=None)
+    config = uvicorn.Config(app, host="127.0.0.1", port=port, http=http, lifespan="on", log_config=None, **options)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server._serve())
     while not server.started:
@@ -214,3 +220,22 @@ async def test_a_connection_that_was_just_taken_in_is_heard_when_the_server_leav
 
 def connections_of(port: int) -> list[Connection]:
     return [each for each in gc.get_objects() if isinstance(each, Connection) and each.server == ("127.0.0.1", port)]
+
+
+async def test_behind_tls_every_connection_is_the_servers_own(tmp_path: Path) -> None:
+    """Taken in past the server it would be spoken to in plain text."""
+    own, doorway = make_certificate(tmp_path), Doorway()
+    options = {"ssl_certfile": str(own.certificate), "ssl_keyfile": str(own.key)}
+    async with asyncio.TaskGroup() as group:
+        keeping = group.create_task(doorway.keep())
+        async with serving(refusals(is_overloaded=False), doorway=doorway, **options) as (port, heard):
+
+            async def served() -> int:
+                async with RawConnection(port, tls=own.client_context()) as connection:
+                    await connection.send(call())
+                    return (await connection.response()).status
+
+            assert await asyncio.gather(*(served() for _ in range(20))) == [200] * 20
+        doorway.close()
+        keeping.cancel()
+    assert len(heard) == 20
