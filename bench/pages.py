@@ -112,6 +112,7 @@ PAGES = {
     "usage by status": "/admin/usage?http_status=502",
     "usage of no status": "/admin/usage?http_status=418",
     "usage by cost": "/admin/usage?min_cost=0.009",
+    "usage of no cost": "/admin/usage?min_cost=0.5",
     "usage by low cost": "/admin/usage?min_cost=0.0001",
     "usage by some cost": "/admin/usage?min_cost=0.00509",
     "usage by duration": "/admin/usage?min_ms=4200",

@@ -6,7 +6,7 @@ A ledger has millions of rows, and not every question has an index. So that no s
    Without one it is the list itself that is walked.
 2. All other conditions are looked at row by row, and a statement looks at `SCANNED_ROWS` at most. Where that was not enough, it
    tells how far it came, and the next one goes on from there.
-3. What a call cost has no place in that order. Where few calls have cost as much, they are all fetched by their index and sorted.
+3. What a call cost has no place in that order. Where few calls were as dear, they are all fetched by their index and sorted.
 4. Both tables are read in the same manner. What is found counts as far back as both were looked through.
 
 Values travel as parameters: no word of a caller is ever part of a statement.
@@ -40,7 +40,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.call import Outcome
-from app.models.tables import refused_calls, usage_records
+from app.models.tables import DEAR_NANOUSD, refused_calls, usage_records
 from app.storage.ports import ANY_CALL, LogFilter
 from app.storage.sql_rows import AnyRow, is_uuid
 from app.storage.sql_usage import NO_ERRORS
@@ -48,7 +48,7 @@ from app.storage.sql_usage import NO_ERRORS
 SCANNED_ROWS: Final = 5_000
 """Rows that one statement looks at: some milliseconds of an index scan, some tens where each row is on a page of its own."""
 FEW_CALLS: Final = 5_000
-"""Calls at a cost of at least (or most) so much that are rather fetched at once than met on a walk; more of them are met soon."""
+"""Calls at a cost of at least so much that are rather fetched at once than met on a walk; more of them are met soon."""
 EARLIEST, LATEST = datetime(2000, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 """Times outside of these are taken as these: PostgreSQL's and Python's calendars end in different years."""
 
@@ -198,7 +198,7 @@ async def _ledger(connection: AsyncConnection, wanted: LogFilter) -> Half:
         is_indexed = usage_records.c.outcome != literal_column("'ok'")
         named = [(usage_records.c.outcome == each, is_indexed) for each in outcomes]
         return Half(usage_records, [[*each, *within] for each in named], rest)
-    if (costs := _costs(usage_records.c, wanted)) and await _are_few(connection, costs):
+    if (costs := _dear(wanted)) and await _are_few(connection, costs):
         rest = _without(wanted, ("min_cost_nanousd", "max_cost_nanousd"))
         return Half(usage_records, [[*costs, *within]], rest, is_sorted=False)
     lead = _equal(usage_records, wanted, "model")
@@ -229,6 +229,13 @@ def _costs(columns: Any, wanted: LogFilter) -> list[ColumnElement[bool]]:
     least, most = wanted.min_cost_nanousd, wanted.max_cost_nanousd
     conditions = [] if least is None else [columns.cost_nanousd >= least]
     return conditions if most is None else [*conditions, columns.cost_nanousd <= most]
+
+
+def _dear(wanted: LogFilter) -> list[ColumnElement[bool]]:
+    """The condition of the index (written out, or a plan for any value lacks it) and those asked for; nothing for cheap calls."""
+    if (wanted.min_cost_nanousd or 0) < DEAR_NANOUSD:
+        return []
+    return [usage_records.c.cost_nanousd >= literal_column(str(DEAR_NANOUSD)), *_costs(usage_records.c, wanted)]
 
 
 async def _are_few(connection: AsyncConnection, costs: Conditions) -> bool:

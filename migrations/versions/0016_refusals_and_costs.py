@@ -1,4 +1,4 @@
-"""Refused calls are counted by hour and reason, calls are found by what they cost, and changes among sign-ins.
+"""Refused calls are counted by hour and reason, dear calls are found by what they cost, and changes among sign-ins.
 
 Revision: 0016, after 0015. Only adds a table and two indexes. A process of the version before that still drains beside this one counts no
 refusals: `verify-ledger` names those hours, and emptying the table and running this fill again mends them.
@@ -36,7 +36,7 @@ def upgrade() -> None:
     op.execute(TABLE)
     op.execute("SET LOCAL statement_timeout = 0")  # a long log takes its time, once
     op.execute(FILL)
-    op.execute("CREATE INDEX ix_usage_records_cost ON usage_records (cost_nanousd)")
+    op.execute("CREATE INDEX ix_usage_records_cost ON usage_records (cost_nanousd) WHERE cost_nanousd >= 10000000")
     op.execute("CREATE INDEX ix_audit_log_changes ON audit_log (id) WHERE object_kind <> 'session'")
     op.execute("ANALYZE refusal_rollups")
 

@@ -52,7 +52,7 @@ def _any_call(chance: random.Random, number: int) -> CallRecord:
         http_status=FAULTS.get(outcome, 200),
         error_code="upstream_timeout" if outcome == "timeout" else None,
         is_stream=chance.random() < 0.5,
-        cost_nanousd=number * 1_000,
+        cost_nanousd=number * 1_000_000,
         duration_ms=chance.randrange(1_000),
     )
 
@@ -85,14 +85,17 @@ ASKED: dict[str, tuple[LogFilter, Callable[[CallRecord], bool]]] = {
         LogFilter(is_stream=True, min_duration_ms=800),
         lambda each: each.is_stream and each.duration_ms >= 800,
     ),
-    "dear, and few": (LogFilter(min_cost_nanousd=198_000), lambda each: each.cost_nanousd >= 198_000),
-    "dear, and many": (LogFilter(min_cost_nanousd=20_000), lambda each: each.cost_nanousd >= 20_000),
+    "dear, and few": (LogFilter(min_cost_nanousd=198_000_000), lambda each: each.cost_nanousd >= 198_000_000),
+    "dear, and many": (LogFilter(min_cost_nanousd=20_000_000), lambda each: each.cost_nanousd >= 20_000_000),
     "dear of a key": (
-        LogFilter(min_cost_nanousd=20_000, key_id=KEY_B),
-        lambda each: each.cost_nanousd >= 20_000 and each.key_id == KEY_B,
+        LogFilter(min_cost_nanousd=20_000_000, key_id=KEY_B),
+        lambda each: each.cost_nanousd >= 20_000_000 and each.key_id == KEY_B,
     ),
-    "cheap, refused ones among them": (LogFilter(max_cost_nanousd=3_000), lambda each: each.cost_nanousd <= 3_000),
-    "dearer than any": (LogFilter(min_cost_nanousd=10**9), lambda each: False),
+    "cheap, refused ones among them": (
+        LogFilter(max_cost_nanousd=3_000_000),
+        lambda each: each.cost_nanousd <= 3_000_000,
+    ),
+    "dearer than any": (LogFilter(min_cost_nanousd=10**12), lambda each: False),
     "endpoint": (LogFilter(endpoint_id=ENDPOINT), lambda each: each.endpoint_id == ENDPOINT),
     "model and errors": (
         LogFilter(model="gpt-4", outcome="upstream_error"),
