@@ -116,6 +116,7 @@ PAGES = {
     "usage by low cost": "/admin/usage?min_cost=0.0001",
     "usage by some cost": "/admin/usage?min_cost=0.00509",
     "usage by duration": "/admin/usage?min_ms=4200",
+    "usage, few found": "/admin/usage?min_ms=4299",
     "usage of no duration": "/admin/usage?min_ms=999999",
     "usage by many": f"/admin/usage?model=model-2&outcome=ok&min_ms=4200&min_cost=0.001&endpoint={ENDPOINT}",
     "usage of user and key": f"/admin/usage?user=user-9&key={KEY}",
