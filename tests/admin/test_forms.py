@@ -11,6 +11,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.admin.conftest import Site, Visitor, visitor
 from tests.e2e.house import Json, unique
+from tests.kit import raw_http
 
 
 @pytest.fixture(params=[True, False], ids=["with JavaScript", "without JavaScript"])
@@ -311,6 +312,24 @@ def test_the_trail_is_verified_by_a_button(site: Site, hand: Visitor) -> None:
     hand.page.goto(f"{site.origin}/admin/audit")
     hand.page.get_by_role("button", name="Verify the chain").click()
     expect(hand.page.get_by_role("status")).to_contain_text("The chain holds")
+
+
+def test_what_was_changed_lately_is_told_without_sign_ins_and_with_refused_attempts(site: Site, visit: Visitor) -> None:
+    made = site.run(site.house.admin("POST", "admins", {"name": unique("Bo"), "role": "viewer"}, expect=201))
+    bearer = {"Authorization": f"Bearer {made['token']}"}
+    port, body = site.house.gateway.port, {"user_oid": unique("u")}
+    refused = site.run(raw_http.call(port, "POST", "/admin/api/users", headers=bearer, json_body=body))
+    assert refused.status == 403
+    visit.open("/admin/")
+    lately = visit.page.get_by_role("region", name="Changed lately")
+    expect(lately).to_contain_text("access.refused")
+    expect(lately).not_to_contain_text("session.open")
+    visit.open("/admin/audit")
+    expect(visit.page.get_by_text("access.refused").first).to_be_visible()
+    expect(visit.page.get_by_text("session.open")).to_have_count(0)
+    visit.page.get_by_label("Kind of object").select_option("all")
+    expect(visit.page.get_by_text("session.open").first).to_be_visible()
+    assert visit.complaints == []
 
 
 def test_somebodys_session_is_ended_from_the_list(site: Site, browser: Browser, hand: Visitor) -> None:
