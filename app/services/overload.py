@@ -22,9 +22,11 @@ from app.telemetry import logger
 TICK_S: Final = 0.05
 QUICK_TICK_S: Final = 0.005
 """While some are refused: the share must follow what it causes, and a process that refuses does not idle."""
-LATE_S: Final = 0.05
-"""A turn later than this is late. A call takes some ten turns, so one that finds this waits half a second beside its upstream's time; it
-takes a thousand calls at work at once, or fifty with books."""
+LATE_S: Final = 0.025
+"""A turn later than this is late. A call takes some ten turns, so one that finds this waits a quarter of a second beside its upstream's
+time; it takes a thousand calls at work at once."""
+MANY_CALLS: Final = 256
+"""With fewer inside a late loop has another cause, a machine that is wanted elsewhere for one; nothing is refused because of that."""
 PATIENCE_S: Final = 1.0
 """So much time of late turns, with none in time between them, before anything is refused."""
 STALL_S: Final = 0.25
@@ -38,7 +40,7 @@ MOST: Final = 0.98
 CALM_S: Final = 1.0
 """So long nobody was refused, and it is over."""
 FEW_CALLS: Final = 32
-"""With fewer under way it is not calls that make this process late, and refusing them would not help."""
+"""Once some are refused: so many are let in whatever the loop says."""
 RETRY_S: Final = (1.0, 3.0)
 """When to come back: between these, or all that were refused at once would come back at once."""
 
@@ -93,7 +95,9 @@ class Overload:
         if self.is_refusing:
             self._look_whether_over(tick_s + late_s)
             return
-        self._late_for_s = self._late_for_s + min(tick_s + late_s, STALL_S) if late_s > LATE_S else 0.0
+        self._late_for_s = (
+            self._late_for_s + min(tick_s + late_s, STALL_S) if late_s > LATE_S and self.inside >= MANY_CALLS else 0.0
+        )
         if self._late_for_s >= PATIENCE_S:
             self.is_refusing, self._late_for_s, self._calm_for_s = True, 0.0, 0.0
             self.refused = self._refused_before = 0

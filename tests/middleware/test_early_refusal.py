@@ -21,7 +21,7 @@ from app.middleware.connection import Connection, given_to
 from app.middleware.early_refusal import IS_REFUSED, STATE, EarlyRefusals
 from app.middleware.exchange import Exchange
 from app.middleware.route import Route
-from app.services.overload import FEW_CALLS, PATIENCE_S, STALL_S, Overload
+from app.services.overload import MANY_CALLS, PATIENCE_S, STALL_S, Overload
 from tests.kit import raw_http
 from tests.kit.certificates import make_certificate
 from tests.kit.clock import ManualClock
@@ -48,7 +48,7 @@ PREFIXES = (
 
 def refusals(*, is_overloaded: bool = True, is_leaving: bool = False, max_connections: int = 100) -> EarlyRefusals:
     overload = Overload(ManualClock(), chance=lambda: 0.5, max_calls=1000, max_connections=max_connections)
-    overload.inside = FEW_CALLS
+    overload.inside = MANY_CALLS
     if is_overloaded:
         for _ in range(int(PATIENCE_S / STALL_S)):
             overload.ticked(0.05, 1.0)

@@ -6,12 +6,24 @@ import asyncio
 
 import pytest
 
-from app.services.overload import CALM_S, EASE_S, FEW_CALLS, FULL_S, LATE_S, MOST, PATIENCE_S, STALL_S, TICK_S, Overload
+from app.services.overload import (
+    CALM_S,
+    EASE_S,
+    FEW_CALLS,
+    FULL_S,
+    LATE_S,
+    MANY_CALLS,
+    MOST,
+    PATIENCE_S,
+    STALL_S,
+    TICK_S,
+    Overload,
+)
 from tests.kit.clock import ManualClock
 
 
 def overload(
-    *, chance: float = 0.0, inside: int = FEW_CALLS, max_calls: int = 1000, clock: ManualClock | None = None
+    *, chance: float = 0.0, inside: int = MANY_CALLS, max_calls: int = 1000, clock: ManualClock | None = None
 ) -> Overload:
     judged = Overload(clock or ManualClock(), chance=lambda: chance, max_calls=max_calls, max_connections=1000)
     judged.inside = inside
@@ -25,7 +37,7 @@ def late(judged: Overload, for_s: float, by_s: float = LATE_S + 0.01) -> None:
         passed_s += TICK_S + by_s
 
 
-def refusing(*, chance: float = 0.0, inside: int = FEW_CALLS, clock: ManualClock | None = None) -> Overload:
+def refusing(*, chance: float = 0.0, inside: int = MANY_CALLS, clock: ManualClock | None = None) -> Overload:
     judged = overload(chance=chance, inside=inside, clock=clock)
     late(judged, PATIENCE_S)
     assert judged.is_refusing
@@ -69,8 +81,14 @@ async def test_a_turn_that_is_late_by_now_refuses_before_it_is_over() -> None:
     assert judged.share == MOST
 
 
-def test_with_few_calls_under_way_it_is_not_calls_that_make_it_late() -> None:
-    assert not refusing(inside=FEW_CALLS - 1).refuses()
+def test_with_few_calls_inside_it_is_not_calls_that_make_it_late() -> None:
+    judged = overload(inside=MANY_CALLS - 1)
+    late(judged, 5 * PATIENCE_S)
+    assert not judged.is_refusing
+
+    judged = refusing()
+    judged.inside = FEW_CALLS - 1
+    assert not judged.refuses()
 
 
 def test_it_is_over_once_the_loop_was_in_time_for_a_second_and_nobody_was_refused() -> None:
