@@ -11,7 +11,10 @@ no redirects, no cookies, no decompression, no pipelining. See `app.providers.tr
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import select
+import struct
+import termios
 from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
@@ -21,7 +24,7 @@ import httptools
 PAUSE_BYTES = 64 << 10
 """Waiting unread, from here on the socket is left alone. One read brings at most what the kernel held."""
 MAX_HEAD_BYTES = 64 << 10
-"""No server that means well sends more headers than this."""
+"""No server that means well sends more headers than this, nor as much framing (chunk sizes, trailers) between two bytes of a body."""
 
 
 class Headers(Mapping[str, str]):
@@ -58,6 +61,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_ends_with_connection",
+        "_framing_bytes",
         "_head_bytes",
         "_is_informational",
         "_is_paused",
@@ -70,9 +74,10 @@ class Connection(asyncio.Protocol):
         "fault",
         "has_head",
         "headers",
-        "idle_since_s",
+        "idle_until_s",
         "is_complete",
         "is_reusable",
+        "is_unheard",
         "status",
     )
 
@@ -83,18 +88,22 @@ class Connection(asyncio.Protocol):
         self._unread: deque[bytes] = deque()
         self._unread_bytes = 0
         self._is_paused = False
-        self.idle_since_s = 0.0
+        self.idle_until_s = 0.0
         self.is_reusable = False
         self.fault: BaseException | None = None
         """Why nothing more will come."""
+        self.is_unheard = False
+        """The upstream closed before it can have had all of the request, and without a word: nobody has acted on it."""
         self._parser = httptools.HttpResponseParser(self)
+        # What clients have always forgiven servers, and nobody else reads: lines that end in LF alone, chunk sizes padded with spaces.
+        self._parser.set_dangerous_leniencies(lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True)
         self._forget()
 
     def _forget(self) -> None:
         """Nothing of an answer is known."""
         if self._unread:
             self.taken()
-        self._head_bytes = 0
+        self._head_bytes = self._framing_bytes = 0
         self._is_informational = False
         self._ends_with_connection = False
         self.status = 0
@@ -110,6 +119,7 @@ class Connection(asyncio.Protocol):
         self.is_complete = self.is_reusable = False
         if self._transport is None:
             self.fault = self.fault or ConnectionResetError("closed")
+            self.is_unheard = True
         elif len(body) <= PAUSE_BYTES:
             self._transport.write(request + body)
         else:
@@ -166,24 +176,32 @@ class Connection(asyncio.Protocol):
         if self.is_complete:  # unasked for: never to be taken for the next answer
             self.abort()
             return
-        if not self.has_head:
+        had_head = self.has_head
+        if not had_head:
             self._head_bytes += len(data)
+        self._framing_bytes += len(data)
         try:
             self._parser.feed_data(data)
             if not self.has_head and self._head_bytes > MAX_HEAD_BYTES:
                 raise BadHttp("endless headers")
+            if had_head and self._framing_bytes > MAX_HEAD_BYTES and not self.is_complete:
+                raise BadHttp("endless framing")
         except (httptools.HttpParserError, httptools.HttpParserUpgrade, BadHttp) as error:
             self.is_reusable = False
             if not self.is_complete:  # a surplus behind a complete answer spoils the connection, not the answer
                 self._break(BadHttp(str(error)))
                 self.abort()
-        if self.has_head:
+        # A chunk's size alone is nothing to wake anybody for: who is woken and finds nothing takes it for the end.
+        # The parser's callbacks have changed what was looked at above, which the type checker cannot know.
+        if self._unread or self.is_complete or (self.has_head and not had_head):  # type: ignore[redundant-expr]
             self._wake()
 
     def eof_received(self) -> None:
         """The connection is closed by asyncio upon this; `connection_lost` tells what it means."""
+        self._note_unheard()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._note_unheard()
         self._transport = None
         self.is_reusable = False
         if self.is_complete:
@@ -222,6 +240,7 @@ class Connection(asyncio.Protocol):
     def on_body(self, data: bytes) -> None:
         self._unread.append(data)
         self._unread_bytes += len(data)
+        self._framing_bytes = 0
         if self._unread_bytes > PAUSE_BYTES and not self._is_paused:
             self._is_paused = True
             if self._transport is not None and not self._transport.is_closing():
@@ -238,6 +257,14 @@ class Connection(asyncio.Protocol):
         has_sent_all = transport is not None and not transport.get_write_buffer_size()
         self.is_reusable = has_sent_all and self._parser.should_keep_alive()
 
+    def _note_unheard(self) -> None:
+        """The other side is gone. Whether it had the request only the kernel knows: what it never acknowledged nobody has read."""
+        transport = self._transport
+        if transport is not None and not self.is_complete and not self._head_bytes:
+            self.is_unheard = self.is_unheard or bool(
+                transport.get_write_buffer_size() or unacknowledged_bytes(transport)
+            )
+
     # ── Waking ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _wake(self) -> None:
@@ -248,3 +275,13 @@ class Connection(asyncio.Protocol):
     def _break(self, fault: BaseException) -> None:
         self.fault = fault
         self._wake()
+
+
+def unacknowledged_bytes(transport: asyncio.Transport) -> int:
+    """Of what was written, the bytes that the other side's kernel has not acknowledged; 0 where that cannot be told."""
+    sock = transport.get_extra_info("socket")
+    try:
+        found = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+    except (OSError, ValueError, AttributeError):
+        return 0
+    return int(struct.unpack("i", found)[0])

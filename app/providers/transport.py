@@ -6,7 +6,8 @@ not do: follow redirects, keep cookies, read proxies or `.netrc` from the enviro
 
 One exchange:
 1. `opened` checks an IP literal, takes a pooled connection or dials an address that the policy allowed for this very host.
-   A pooled connection that the upstream has closed meanwhile is noticed before a byte is written, and another one is taken.
+   A pooled connection that the upstream has closed meanwhile is noticed before a byte is written, and another one is taken; one that
+   it closes just then, before it had the request, is replaced as well.
 2. The request goes out; from here on it may have been acted on, whatever happens (`is_sent`).
 3. The caller reads at its own pace; what waits unread is bounded, beyond that the upstream is made to wait.
 4. Leaving before the end of the body closes the socket at once; after it the connection goes back to the pool.
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import os
 import re
 import socket
@@ -48,8 +50,13 @@ _KERNEL_BUFFER_BYTES = 128 << 10
 256 KiB per exchange. Left to itself the kernel would take in megabytes for a caller who does not read; the price is that one answer
 comes at no more than this per round trip to the upstream."""
 IDLE_CONNECTION_S = 20.0
-"""Below every common server's own keep-alive, so that it is rarely the upstream who closes first."""
+"""Below most servers' own keep-alive, so that it is rarely the upstream who closes first. Where it says a shorter time, that holds."""
+_KEEP_ALIVE = re.compile(r"(?:^|[,;\s])timeout\s*=\s*(\d{1,6})", re.IGNORECASE)
 DNS_TTL_S = 30
+DNS_STALE_S = 600.0
+"""While a host's name server fails or is slow, the addresses it gave last are good for so long: better than none."""
+_DNS_PATIENCE_S = 0.5
+"""How long a new answer is waited for where an old one would do."""
 _DNS_THREADS = 16
 """Made as they are needed. A host whose name server is slow keeps one busy: it takes many such hosts to hold up the rest."""
 _MAX_KNOWN = 4096
@@ -59,6 +66,9 @@ _NEXT_ADDRESS_S = 0.25
 USER_AGENT = "antigravity-llm-gateway"
 _HOST = re.compile(r"[A-Za-z0-9._~:%-]+")
 _PATH_SAFE = "/%:@!$&'()*+,;=~-._"
+
+_PACKED = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress", "dcb", "dcz"})
+"""Encodings that make bytes of fewer bytes. Some servers say "utf-8" or "none" in this header; that changes nothing."""
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 NO_HOSTS: Mapping[str, ssl.SSLContext] = MappingProxyType({})
@@ -186,7 +196,7 @@ class Transport:
         idle = self._idle.get(target.origin)
         while idle:
             connection = idle.pop()
-            if not connection.is_stale():
+            if connection.idle_until_s > monotonic() and not connection.is_stale():
                 return connection
             connection.abort()
         return None
@@ -196,7 +206,7 @@ class Transport:
         if not (connection.is_complete and connection.is_reusable):
             connection.abort()
             return
-        connection.idle_since_s = monotonic()
+        connection.idle_until_s = monotonic() + _idle_s(connection)
         self._idle[target.origin].append(connection)
         if self._sweep is None:
             self._sweep = asyncio.get_running_loop().call_later(IDLE_CONNECTION_S, self._close_idle)
@@ -208,7 +218,7 @@ class Transport:
         for origin, idle in list(self._idle.items()):
             kept = []
             for connection in idle:
-                if connection.is_reusable and connection.idle_since_s + IDLE_CONNECTION_S > now:
+                if connection.is_reusable and connection.idle_until_s > now:
                     kept.append(connection)
                 else:
                     connection.abort()
@@ -217,20 +227,24 @@ class Transport:
             else:
                 del self._idle[origin]
         if self._idle:
-            oldest_s = min(idle[0].idle_since_s for idle in self._idle.values())
-            wait_s = max(0.1, oldest_s + IDLE_CONNECTION_S - now)
+            next_s = min(idle[0].idle_until_s for idle in self._idle.values())
+            wait_s = max(0.1, next_s - now)
             self._sweep = asyncio.get_running_loop().call_later(wait_s, self._close_idle)
 
     async def dialled(self, target: Target) -> Connection:
         """A new connection, to one of the addresses that the policy allows. Raises: OSError, AddressBlocked."""
         loop = asyncio.get_running_loop()
         addresses = await self._resolver.addresses(target.host, target.port)
-        sock = await aiohappyeyeballs.start_connection(
-            addresses,
-            happy_eyeballs_delay=_NEXT_ADDRESS_S,
-            interleave=1,
-            socket_factory=lambda address: bounded_socket(*address[:3]),
-        )
+        try:
+            sock = await aiohappyeyeballs.start_connection(
+                addresses,
+                happy_eyeballs_delay=_NEXT_ADDRESS_S,
+                interleave=1,
+                socket_factory=lambda address: bounded_socket(*address[:3]),
+            )
+        except BaseException:
+            self._resolver.doubt(target.host, target.port)  # it may have moved: the next one asks again
+            raise
         try:
             tls = self._tls_for(target) if target.is_tls else None
             name = target.host.rstrip(".") if target.is_tls else None
@@ -263,6 +277,7 @@ class Exchange:
         "_timer_at_s",
         "_transport",
         "_waiter",
+        "asked_s",
         "is_fresh",
         "is_sent",
     )
@@ -279,6 +294,8 @@ class Exchange:
         self.is_fresh = False
         """Its connection was dialled for it, not taken from the pool."""
         self.is_sent = False
+        self.asked_s = 0.0
+        """When the request went out, by the monotonic clock."""
 
     async def __aenter__(self) -> Exchange:
         request = self._request
@@ -286,14 +303,11 @@ class Exchange:
         head = _head(request, target)
         self._loop = asyncio.get_running_loop()
         try:
-            connection = self._connection = self._transport.pooled(target) or await self._dialled(target)
-            self.is_sent = True
-            connection.begin(head, request.body)
-            if not connection.has_head and connection.fault is None:
-                await self._something(request.deadlines.first_byte_s, "first_token_timeout")
-            if not connection.has_head:
-                self._fail(connection.fault or ConnectionResetError("no answer"))
-            if connection.headers.get("content-encoding", "identity").lower() not in ("identity", ""):
+            connection = self._transport.pooled(target)
+            if connection is None or not await self._asked(connection, head):
+                connection = await self._dialled(target)
+                await self._asked(connection, head)
+            if (encoding := connection.headers.get("content-encoding")) is not None and _is_packed(encoding):
                 # We asked for identity. Unpacking what came anyway would hand the size of the answer to the upstream.
                 raise ExchangeFailed("encoded_answer", is_sent=True)
         except BaseException:
@@ -341,20 +355,23 @@ class Exchange:
         except (BadHttp, OSError) as fault:
             self._fail(fault)
 
-    async def read_all(self, cap_bytes: int | None = None) -> bytes:
+    async def read_all(self, cap_bytes: int | None = None, *, within_s: float = math.inf) -> bytes:
         """The whole body. Raises: ExchangeFailed("body_too_large") as soon as it is longer than the cap."""
         cap = self._transport.max_body_bytes if cap_bytes is None else cap_bytes
         length = self._answer.headers.get("content-length")
         if length is not None and int(length) > cap:
             raise ExchangeFailed("body_too_large", is_sent=True)
-        deadlines = self._request.deadlines
-        parts = [await self.read_some(deadlines.first_byte_s, "first_token_timeout")]
-        size = len(parts[0])
-        while parts[-1]:
+        deadlines, now = self._request.deadlines, monotonic()
+        due_s = now + within_s
+        wait_s, reason = self.asked_s + deadlines.first_byte_s - now, "first_token_timeout"
+        parts: list[bytes] = []
+        size = 0
+        while part := await self.read_some(min(wait_s, due_s - monotonic()), reason):
+            size += len(part)
             if size > cap:
                 raise ExchangeFailed("body_too_large", is_sent=True)
-            parts.append(await self.read_some(deadlines.between_bytes_s, "between_tokens_timeout"))
-            size += len(parts[-1])
+            parts.append(part)
+            wait_s, reason = deadlines.between_bytes_s, "between_tokens_timeout"
         return b"".join(parts)
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -370,6 +387,24 @@ class Exchange:
         if self._connection is None:
             raise RuntimeError("the exchange was not entered")
         return self._connection
+
+    async def _asked(self, connection: Connection, head: bytes) -> bool:
+        """Send the request and wait for the answer's head. False: the connection was a kept one, and it was closed before the upstream
+        can have had the request. Raises: ExchangeFailed."""
+        self._connection = connection
+        self.is_sent = True
+        self.asked_s = monotonic()
+        connection.begin(head, self._request.body)
+        if not connection.has_head and connection.fault is None:
+            await self._something(self._request.deadlines.first_byte_s, "first_token_timeout")
+        if connection.has_head:
+            return True
+        self.is_sent = not connection.is_unheard
+        if self.is_sent or self.is_fresh:
+            self._fail(connection.fault or ConnectionResetError("no answer"))
+        self._connection = None
+        connection.abort()
+        return False
 
     async def _dialled(self, target: Target) -> Connection:
         self.is_fresh = True
@@ -433,7 +468,7 @@ class Exchange:
         """Say what a fault means."""
         if isinstance(fault, AddressBlocked):
             raise ExchangeFailed("endpoint_blocked", is_sent=False, is_blocked=True) from None
-        if not self.is_sent:
+        if self._connection is None:
             if getattr(fault, "errno", None) in _NOTHING_LEFT:
                 raise ExchangeFailed("no_sockets", is_sent=False, is_ours=True) from fault
             for kind, reason in _WHILE_DIALLING:
@@ -461,6 +496,19 @@ def _head(request: Outgoing, target: Target) -> bytes:
     if fields.count("\n") != len(request.headers) or fields.count("\r") != len(request.headers):
         raise ExchangeFailed("bad_header", is_sent=False)
     return f"{request.method} {target.head}{fields}{length}\r\n".encode("latin-1", "replace")
+
+
+def _is_packed(encodings: str) -> bool:
+    return not _PACKED.isdisjoint(each.strip() for each in encodings.lower().split(","))
+
+
+def _idle_s(connection: Connection) -> float:
+    """How long the connection may lie unused: a second less than its upstream says it keeps it (`Keep-Alive: timeout=5`)."""
+    said = connection.headers.get("keep-alive")
+    if said is None:
+        return IDLE_CONNECTION_S
+    found = _KEEP_ALIVE.search(said)
+    return min(IDLE_CONNECTION_S, max(0.0, int(found[1]) - 1.0)) if found else IDLE_CONNECTION_S
 
 
 def target_of(url: str, policy: AddressPolicy) -> Target:
@@ -512,38 +560,59 @@ def bounded_socket(family: int, kind: int, protocol: int) -> socket.socket:
     return made
 
 
+class _Known:
+    """What a name server said of a host, and until when it is not asked again."""
+
+    __slots__ = ("addresses", "good_until_s", "looked_at_s")
+
+    def __init__(self, addresses: list[AddressInfo]) -> None:
+        self.addresses = addresses
+        self.looked_at_s = monotonic()
+        self.good_until_s = self.looked_at_s + DNS_TTL_S
+
+
 class GuardedResolver:
     """Resolves in threads of its own and lets through only what the policy allows; the connection goes to these very addresses."""
 
     def __init__(self, policy: AddressPolicy) -> None:
         self._policy = policy
         self._threads: ThreadPoolExecutor | None = None
-        self._known: dict[tuple[str, int], tuple[float, list[AddressInfo]]] = {}
+        self._known: dict[tuple[str, int], _Known] = {}
         self._under_way: dict[tuple[str, int], asyncio.Task[list[AddressInfo]]] = {}
 
     async def addresses(self, host: str, port: int) -> list[AddressInfo]:
-        """From memory for `DNS_TTL_S`. Raises: OSError, AddressBlocked."""
+        """From memory for `DNS_TTL_S`, and longer while its name server has no answer. Raises: OSError, AddressBlocked."""
         known = self._known.get((host, port))
-        if known is not None and known[0] > monotonic():
-            return known[1]
-        found = await self._shared_look(host, port)
-        if len(self._known) >= _MAX_KNOWN:
-            self._known.clear()
-        self._known[host, port] = (monotonic() + DNS_TTL_S, found)
-        return found
+        if known is not None and known.good_until_s > monotonic():
+            return known.addresses
+        look = self._shared_look(host, port)
+        if known is not None and known.looked_at_s + DNS_STALE_S > monotonic():
+            await asyncio.wait({look}, timeout=_DNS_PATIENCE_S)
+            if not look.done() or (not look.cancelled() and isinstance(look.exception(), OSError)):
+                return known.addresses
+        return await asyncio.shield(look)
 
-    async def _shared_look(self, host: str, port: int) -> list[AddressInfo]:
+    def doubt(self, host: str, port: int) -> None:
+        """None of the addresses could be reached: the name is looked up again next time."""
+        known = self._known.get((host, port))
+        if known is not None:
+            known.good_until_s = 0.0
+
+    def _shared_look(self, host: str, port: int) -> asyncio.Task[list[AddressInfo]]:
         """One lookup of a host at a time, however many wait for it or have given up: a slow name server takes one thread a host."""
         look = self._under_way.get((host, port))
         if look is None:
             look = self._under_way[host, port] = asyncio.ensure_future(self.looked_up(host, port, socket.AF_UNSPEC))
             look.add_done_callback(partial(self._looked, (host, port)))
-        return await asyncio.shield(look)
+        return look
 
     def _looked(self, place: tuple[str, int], look: asyncio.Task[list[AddressInfo]]) -> None:
         self._under_way.pop(place, None)
-        if not look.cancelled():
-            look.exception()  # whoever still waits has it; that nobody does is no fault
+        if look.cancelled() or look.exception() is not None:
+            return  # whoever still waits has it; that nobody does is no fault
+        if len(self._known) >= _MAX_KNOWN:
+            self._known.clear()
+        self._known[place] = _Known(look.result())
 
     async def looked_up(self, host: str, port: int, family: int) -> list[AddressInfo]:
         """Raises: OSError, AddressBlocked."""
