@@ -402,10 +402,10 @@ async def test_what_goes_wrong_inside_is_told_without_detail(gateway: Gateway) -
 async def test_a_database_that_is_away_is_a_503_and_not_half_an_export(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def away(*_: object) -> None:
+    async def away(*_: object, **__: object) -> None:
         raise DependencyUnavailable("database")
 
-    monkeypatch.setattr(SqlReportStore, "_records", away)
+    monkeypatch.setattr(SqlReportStore, "_next_records", away)
     async with open_client(open_app(gateway)) as api:
         await _refused(api.get("/usage/export"), 503, "dependency_unavailable")
 

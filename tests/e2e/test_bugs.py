@@ -165,7 +165,7 @@ async def test_a_log_that_takes_nothing_costs_lines_and_no_calls(house: House) -
 
     assert {answer.status for answer in answers} == {200}
     (line,) = [line for line in text.splitlines() if line.startswith("gateway_log_lines_dropped_total ")]
-    assert float(line.rpartition(" ")[2]) >= 20
+    assert float(line.rpartition(" ")[2]) >= 20 - 1, "all but the one that waits to be written"
     for answer in answers:
         assert (await house.record(request_id_of(answer)))["outcome"] == "ok"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 
 import pytest
@@ -11,11 +12,15 @@ from tests.e2e.house import House, error_of, request_id_of
 from tests.kit.load import Load, Outcome, busiest, percentile
 from tests.kit.scenario import Scenario
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 BROKEN = Scenario(status=500)
-PER_SECOND = 100
-"""Half of what the cases name: two cores carry the gateway, its stores, the upstream and the load."""
+PER_SECOND = int(os.environ.get("OUTAGE_CALLS_PER_SECOND", "100"))
+"""Half of what the cases name: two cores carry the gateway, its stores, the upstream and the load. By hand: 200."""
+OUTAGE_S = float(os.environ.get("OUTAGE_SECONDS", "4"))
+"""How long endpoints fail. By hand: 30."""
+HUNG_S = float(os.environ.get("HUNG_SECONDS", "2"))
+"""How long calls beside a hung endpoint are timed. By hand: 20; a 99th percentile then hangs on ten calls, not on one."""
 
 
 async def two_endpoints(house: House) -> tuple[str, str, str]:
@@ -47,7 +52,7 @@ async def test_a_failing_one_of_two_is_noticed_left_alone_and_taken_back(house: 
     load.start()
     await load.until(1)
     await house.upstream.script(by_model={bad: BROKEN})
-    await load.until(5)
+    await load.until(OUTAGE_S + 1)
     await house.upstream.script(by_model={bad: Scenario()})
     mended_at = time.time()
     async with asyncio.timeout(15):
@@ -75,7 +80,7 @@ async def test_when_all_fail_little_is_sent_and_all_is_well_soon_after(house: Ho
     await load.until(1)
     await house.upstream.script(by_model={one: BROKEN, other: BROKEN})
     broken_at = time.time()
-    await load.until(4)
+    await load.until(OUTAGE_S)
     await house.upstream.script(by_model={one: Scenario()})
     mended_at = time.time()
     async with asyncio.timeout(15):
@@ -106,7 +111,7 @@ async def test_a_hung_endpoint_does_not_slow_another_models_calls(house: House) 
     timeouts = {"connect_seconds": 1, "first_token_seconds": 30, "between_tokens_seconds": 30, "total_seconds": 30}
     await house.endpoint(hung, max_concurrency=50, timeouts=timeouts)
     await house.upstream.script(by_model={healthy: Scenario(delay_ms=20), hung: Scenario(hang_before_headers=True)})
-    before = await measured(house, key, healthy, seconds=2)
+    before = await measured(house, key, healthy, seconds=HUNG_S)
     waiting = [asyncio.create_task(house.chat(key, hung)) for _ in range(114)]
     while (await house.upstream.invoice()).requests_by_model.get(hung, 0) < 50:
         await asyncio.sleep(0.02)
@@ -114,7 +119,7 @@ async def test_a_hung_endpoint_does_not_slow_another_models_calls(house: House) 
 
     excess = Load(house.gateway.port, key, hung, per_second=50)
     excess.start()
-    meanwhile = await measured(house, key, healthy, seconds=2)
+    meanwhile = await measured(house, key, healthy, seconds=HUNG_S)
     refused = [outcome for outcome in await excess.stop() if outcome.took_s < 1]
     for task in waiting:
         task.cancel()
@@ -124,8 +129,10 @@ async def test_a_hung_endpoint_does_not_slow_another_models_calls(house: House) 
     assert all(outcome.retry_after for outcome in refused)
     assert percentile([outcome.took_s for outcome in refused], 50) < 0.05
     assert percentile(meanwhile, 50) <= 1.5 * percentile(before, 50)
+    print(*(f"p{part}: {percentile(before, part):.4f} s, {percentile(meanwhile, part):.4f} s" for part in (50, 99)))
     # 99th percentiles of two seconds are single calls, which this machine delays by itself: twice, and some milliseconds.
-    assert percentile(meanwhile, 99) <= 2 * percentile(before, 99) + 0.02
+    most = 1.5 * percentile(before, 99) if HUNG_S >= 10 else 2 * percentile(before, 99) + 0.02
+    assert percentile(meanwhile, 99) <= most
 
 
 async def measured(house: House, key: str, model: str, *, seconds: float) -> list[float]:
