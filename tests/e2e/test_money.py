@@ -58,19 +58,8 @@ class Fleet:
         """A new key's secret and id, once every process has the models that were made before it."""
         oid = user_oid or await self.house.user()
         made = await self.house.admin("POST", "keys", {"user_oid": oid, "limits": [], **fields}, expect=201)
-        await self.all_know_the_catalog()
+        await self.house.known_to(self.gateways)
         return made["key"], made["id"]
-
-    async def all_know_the_catalog(self) -> None:
-        """A change holds everywhere within a second; a model made after the others is known with them."""
-        probe = await self.house.model()
-        key = await self.house.key()
-        headers = {"Authorization": f"Bearer {key}"}
-        async with asyncio.timeout(5):
-            for gateway in self.gateways:
-                path = f"/v1/models/{probe}"
-                while (await raw_http.call(gateway.port, "GET", path, headers=headers)).status != 200:
-                    await asyncio.sleep(0.02)
 
     async def booked(self, column: str, value: str, *, records: int) -> int:
         """Nanodollars that the ledger has for a holder, once so many records of it are there (and no more are)."""
@@ -370,7 +359,7 @@ async def test_every_slot_comes_back_however_calls_end(fleet: Fleet) -> None:
         while await fleet.counters.zcard(f"{{ag}}:l:key:{key_id}:concurrency:0"):
             await asyncio.sleep(0.02)
     slow = await fleet.house.model(Scenario(delay_ms=3_000))
-    await fleet.all_know_the_catalog()
+    await fleet.house.known_to(fleet.gateways)
     assert statuses(await fleet.at_once(9, key, slow)) == {200: 5, 429: 4}
 
 

@@ -211,6 +211,7 @@ async def test_a_change_holds_everywhere_within_a_second(trio: Trio, change: Cha
 async def test_first_calls_at_once_through_all_gateways_make_one_user_whose_budget_holds(trio: Trio) -> None:
     """T109, T016."""
     app, model, oid = await trio.house.app(auto_create_users=True), await trio.house.model(), "first-seen"
+    await trio.house.known_to(trio.fleet.gateways)
 
     async def call(number: int) -> int:
         body = {"model": model, "messages": [{"role": "user", "content": "Hello"}]}
