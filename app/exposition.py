@@ -27,8 +27,9 @@ from app.instruments import Family, Number, Registry, merged
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
-ANSWER_WAIT_S = 0.25
-"""How long others may take to write down what they have counted: a thread does it, also while their event loop is busy."""
+ANSWER_WAIT_S = 1.0
+"""How long others may take to write down what they have counted: a thread does it, also while their event loop is busy. Mostly it is
+milliseconds; with a core wanted by many it was seen to take more than a quarter of a second."""
 STALE_S = 3600.0
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _encode = msgspec.msgpack.Encoder().encode
