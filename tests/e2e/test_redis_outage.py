@@ -129,8 +129,8 @@ async def test_a_call_that_began_before_the_outage_is_settled_after_it(
     await site.known(key, model)
     await site.is_back()  # had a machine that stalls made it seem away, the one slot could still be taken
     await site.house.upstream.script(by_model={model: Scenario(delay_ms=700)})
-    call = asyncio.create_task(site.call(site.fleet[0], key, model))
     seen = (await site.house.upstream.invoice()).requests_by_model[model]
+    call = asyncio.create_task(site.call(site.fleet[0], key, model))
     async with asyncio.timeout(5):
         while (await site.house.upstream.invoice()).requests_by_model[model] == seen:
             await asyncio.sleep(0.01)
