@@ -11,10 +11,12 @@ from hypothesis import settings
 
 from app.embedded import ValkeyServer
 from app.redis_client import RedisClient, open_redis
+from tests.kit.stalls import watch_stalls
 
 # How long an example takes says how busy this machine is, and nothing about the code.
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
+watch_stalls()
 
 
 @pytest.fixture(scope="session")

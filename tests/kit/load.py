@@ -10,10 +10,13 @@ from dataclasses import dataclass
 
 import msgspec
 
+from tests.kit.stalls import stalled_s
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one call came to. Times are Unix seconds, as the upstream's invoice has them."""
+    """What one call came to. `at` is in Unix seconds, as the upstream's invoice has it; `took_s` is without the
+    time in which the machine stood still."""
 
     at: float
     took_s: float
@@ -87,11 +90,9 @@ class Load:
         self._idle.append((reader, writer))
         status = int(lines[0].split(" ")[1])
         code = None if status == 200 else msgspec.json.decode(body)["error"]["code"]
-        self.outcomes.append(
-            Outcome(
-                at, time.monotonic() - began, status, code, headers.get("retry-after"), headers.get("x-request-id", "")
-            )
-        )
+        took_s = time.monotonic() - began - stalled_s(began)
+        request_id = headers.get("x-request-id", "")
+        self.outcomes.append(Outcome(at, took_s, status, code, headers.get("retry-after"), request_id))
 
 
 def busiest(times: Sequence[float], start: float, window_s: float = 10.0) -> int:

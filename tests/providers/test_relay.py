@@ -36,6 +36,7 @@ from app.providers.failures import MAX_RETRY_AFTER_S, read_retry_after
 from app.providers.relay import MAX_LOGGED_ANSWER_BYTES, OpenAIRelay
 from app.providers.transport import Transport
 from tests.kit.scenario import RawPiece, Scenario, ToolCall, UsageMode
+from tests.kit.stalls import require_close_to
 from tests.kit.upstream import ScriptedUpstream
 
 CHAT = OpenAIChat()
@@ -573,10 +574,6 @@ async def timed(
     started = monotonic()
     one = await run(relay, upstream, scenario, stream=stream, **limits)
     return one, monotonic() - started
-
-
-def require_close_to(taken_s: float, limit_s: float) -> None:
-    assert limit_s * 0.98 <= taken_s <= limit_s * 1.1 + 0.6, "±10 %, and something for a busy machine"
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "unary"])

@@ -24,6 +24,7 @@ from app.providers.transport import Deadlines, ExchangeFailed, Outgoing, Transpo
 from app.services.endpoint_faults import fault_of
 from tests.kit.certificates import make_certificate
 from tests.kit.scenario import RawPiece, Scenario
+from tests.kit.stalls import require_close_to
 from tests.kit.upstream import ScriptedUpstream
 
 BODY = b'{"model":"m","messages":[]}'
@@ -234,10 +235,6 @@ async def timed_failure(transport: Transport, request: Outgoing) -> tuple[str, f
     fault = await failure(transport, request)
     assert fault.is_timeout
     return fault.reason, monotonic() - started
-
-
-def require_close_to(taken_s: float, limit_s: float) -> None:
-    assert limit_s * 0.98 <= taken_s <= limit_s * 1.1 + 0.6, "±10 %, and something for a busy machine"
 
 
 @pytest.mark.parametrize("scenario", [Scenario(hang_before_headers=True), Scenario(hang_after_headers=True)])

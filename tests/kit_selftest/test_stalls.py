@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+STOPPED = """
+import time
+from tests.kit.stalls import stalled_s, watch_stalls
+watch_stalls()
+time.sleep(0.1)
+began = time.monotonic()
+print("ready", flush=True)
+time.sleep(0.5)
+while time.monotonic() - began < {least_s}:
+    time.sleep(0.01)
+time.sleep(0.05)
+print(stalled_s(began), time.monotonic() - began)
+"""
+
+
+def paused_and_lasted_s(*, stopped_s: float) -> tuple[float, float]:
+    script = [sys.executable, "-c", STOPPED.format(least_s=stopped_s)]
+    with subprocess.Popen(script, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        if stopped_s:
+            os.kill(process.pid, signal.SIGSTOP)
+            time.sleep(stopped_s)
+            os.kill(process.pid, signal.SIGCONT)
+        paused_s, lasted_s = process.stdout.readline().split()
+    return float(paused_s), float(lasted_s)
+
+
+def test_a_process_that_was_stopped_knows_for_how_long() -> None:
+    paused_s, lasted_s = paused_and_lasted_s(stopped_s=1.0)
+    assert 0.9 < paused_s <= lasted_s
+
+
+def test_sleeping_is_no_stall() -> None:
+    """Whoever waits for a slow gateway is not forgiven the wait."""
+    least_s = min(paused_and_lasted_s(stopped_s=0)[0] for _ in range(5))
+    assert least_s < 0.3
