@@ -9,7 +9,7 @@ from msgspec import Raw, Struct
 
 from app.dialects.base import BadAnswer, UpstreamSaidError
 from app.dialects.envelope import NONE, is_given, is_utf8
-from app.dialects.openai_errors import raise_if_error, read_problem
+from app.dialects.openai_errors import BOM, raise_if_error, read_problem
 from app.dialects.openai_names import Name, with_plain_names
 from app.dialects.openai_usage import without_nan
 
@@ -30,7 +30,7 @@ A = TypeVar("A", bound=WholeAnswer)
 
 
 def read_whole(decoder: msgspec.json.Decoder[A], body: bytes) -> tuple[A, bytes]:
-    """The answer, and its body as it may be handed on: the very same, unless a name or a NaN in it had to be mended.
+    """The answer, and its body as it may be handed on: the very same, unless a BOM, a name or a NaN in it had to be mended.
 
     Raises: BadAnswer, UpstreamSaidError.
     """
@@ -39,7 +39,7 @@ def read_whole(decoder: msgspec.json.Decoder[A], body: bytes) -> tuple[A, bytes]
     try:
         answer = decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
-        mended = without_nan(body) or with_plain_names(body)
+        mended = body.removeprefix(BOM) if body.startswith(BOM) else without_nan(body) or with_plain_names(body)
         if mended is not None:
             return read_whole(decoder, mended)
         if not isinstance(fault, msgspec.ValidationError):

@@ -9,6 +9,9 @@ from app.dialects.base import UpstreamProblem, UpstreamSaidError
 from app.dialects.envelope import NONE, as_members, encode, is_given
 from app.exceptions import GatewayError
 
+BOM = b"\xef\xbb\xbf"
+"""Some servers write one before their JSON; no client reads it."""
+
 _Word = str | int | float | bool | None
 
 
@@ -62,7 +65,7 @@ NO_PROBLEM = UpstreamProblem(message=None, code=None, type=None, param=None)
 def read_problem(body: bytes) -> UpstreamProblem:
     """Find the error object, wherever the upstream put it; nothing found is an empty problem, never an exception."""
     try:
-        return _problem_in(body, depth=0)
+        return _problem_in(body.removeprefix(BOM), depth=0)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return NO_PROBLEM
 

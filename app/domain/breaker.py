@@ -31,6 +31,8 @@ COOL_JITTER: Final = 0.1
 """What is added at most to a time that the upstream named itself: never less than it asked for."""
 COOL_S: Final = 5.0
 """How long an upstream that is busy and does not say for how long is left alone."""
+MIN_COOL_S: Final = 0.25
+"""An upstream that says "0", or a date that is over, is not asked in a loop all the same."""
 MAX_COOL_S: Final = 300.0
 """An upstream that asks for more is probed after five minutes all the same: a wrong clock must not take it out for a day."""
 CREDENTIAL_OPEN_S: Final = 30.0
@@ -204,7 +206,7 @@ class Breaker:
             self.is_told = False
             return self._open(fault, CREDENTIAL_OPEN_S * _jittered(chance), now_s)
         if fault is Fault.BUSY:
-            asked_s = COOL_S if retry_after_s is None else min(max(0.0, retry_after_s), MAX_COOL_S)
+            asked_s = COOL_S if retry_after_s is None else min(max(MIN_COOL_S, retry_after_s), MAX_COOL_S)
             self.is_told = False
             return self._open(fault, asked_s * (1 + COOL_JITTER * chance), now_s)
         if self._is_open:

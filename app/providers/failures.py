@@ -3,7 +3,9 @@
 * 400, 404, 413, 415, 422 and the like are the caller's: another endpoint would say the same, breakers don't count them.
 * 401, 402 and 403 are about *our* credential: the endpoint's fault, never shown as such to the caller.
 * a redirect is never followed, so it is the endpoint's fault.
-* 408, 409, 425, 429 and 5xx may be cured by another endpoint.
+* 408, 409, 425, 429 and 5xx may be cured by another endpoint; so may what the caller has no hand in: a method, a header or a
+  connection that an endpoint does not like (405, 406, 411, 417, 421, 426, 431), a model behind it that failed (424) or is gone for
+  good (410), and its having run full or given up by numbers of its own (498, 499).
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ MAX_RETRY_AFTER_S = 300.0
 """An endpoint that asks for more is probed after five minutes all the same: a wrong clock must not take it out for a day."""
 
 _OURS = frozenset({401, 402, 403, 407})
-_CURABLE = frozenset({408, 409, 425, 429})
-_BUSY = frozenset({429, 503, 529})
+_CURABLE = frozenset({405, 406, 408, 409, 410, 411, 417, 421, 424, 425, 426, 429, 431, 498, 499})
+_BUSY = frozenset({429, 498, 503, 529})
 _LATE = frozenset({408, 504, 524})
 _CREDENTIAL_CODES = frozenset(
     {"invalid_api_key", "insufficient_quota", "billing_hard_limit_reached", "account_deactivated"}
@@ -107,7 +109,8 @@ def of_exchange(fault: ExchangeFailed, *, has_begun: bool = False, status: int |
         kind = FailureKind.ANSWER_BEGUN
     # It fell silent over its work, or broke off in the middle of an answer. One that closed without a word is given the benefit of
     # the doubt, and nobody pays for what is no answer.
-    may_be_billed = fault.is_sent and (fault.is_timeout or (status == 200 and isinstance(error, UpstreamError)))
+    has_agreed = status is not None and 200 <= status < 300
+    may_be_billed = fault.is_sent and (fault.is_timeout or (has_agreed and isinstance(error, UpstreamError)))
     return AttemptFailed(
         kind=kind,
         reason=fault.reason,

@@ -2,7 +2,7 @@
 
 One attempt, in order:
 1. The dialect makes the upstream's body; the headers are ours alone, nothing of the caller's goes along.
-2. A status other than 200 is a failure, told apart by `failures`. So is a 200 that is no answer: the dialect judges it.
+2. A status other than 2xx is a failure, told apart by `failures`. So is a 200 that is no answer: the dialect judges it.
 3. A stream is read until its reader says that it has begun. Until then nothing is handed on, comments are no progress, and one
    deadline (`first_token_s`, from the moment the request went out) covers all of it; so any failure can still be cured elsewhere.
 4. Then chunks are handed on as they come. What the reader learns goes into the meter, at the latest when the context is left,
@@ -11,6 +11,7 @@ One attempt, in order:
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from time import monotonic
@@ -31,6 +32,8 @@ from app.providers.transport import Deadlines, Exchange, ExchangeFailed, Outgoin
 MAX_LOGGED_ANSWER_BYTES = 1 << 20
 _MAX_ERROR_BYTES = 64 << 10
 """Of an error's body; its message is cut far below that."""
+ERROR_S = 5.0
+"""How long an error's body may take: its status is known, and another endpoint may be there for the call."""
 _MAX_HELD_BYTES = 256 << 10
 """What may come before a stream has begun: role-only events and the like. More of it is no answer."""
 _BYTES_PER_TOKEN = 4
@@ -39,6 +42,8 @@ _GOODBYE_S = 1.0
 _USAGE_S = 5.0
 """How long after the last finish reason the usage may take. It comes at once or never; the caller waits for the end meanwhile."""
 
+_DATA = b"data:"
+"""What every event has in it, and no comment needs."""
 _JSON = "application/json"
 _SSE = "text/event-stream"
 _NEVER_A_STREAM = ("text/html", "application/xhtml+xml", "text/xml", "application/xml")
@@ -150,7 +155,7 @@ class RelayAttempt:
         """The answer, once it has begun; every way in which it has not is an AttemptFailed."""
         exchange = self._exchange
         try:
-            if exchange.status != 200:
+            if not 200 <= exchange.status < 300:  # some servers say 201 where they make something, if only an answer
                 raise await self._refusal()
             if not self._call.is_stream:
                 return self._whole(await exchange.read_all())
@@ -169,7 +174,7 @@ class RelayAttempt:
     async def _refusal(self) -> AttemptFailed:
         """What a status other than 200 means. Its body only adds words: a broken one changes nothing."""
         try:
-            body = await self._exchange.read_all(_MAX_ERROR_BYTES)
+            body = await self._exchange.read_all(_MAX_ERROR_BYTES, within_s=ERROR_S)
         except ExchangeFailed:
             body = b""
         problem = self._dialect.read_problem(body)
@@ -213,7 +218,7 @@ class RelayAttempt:
     async def _streaming(self) -> Answer:
         """Read until the stream has begun. Raises what the reader says; a stream that ends before is no answer."""
         reader = self._dialect.stream_reader(self._call)
-        due_s = monotonic() + self._deadlines.first_byte_s
+        due_s = self._exchange.asked_s + self._deadlines.first_byte_s
         held: list[bytes] = []
         held_bytes = 0
         pieces: deque[bytes] = deque()
@@ -239,7 +244,7 @@ class RelayAttempt:
         meter.delivered_tokens = reader.delivered_tokens
         keep_answer(meter, data)
         chunks = RelayedChunks(
-            self._exchange, reader, meter, self._deadlines.between_bytes_s, is_over=is_over, pieces=pieces or deque()
+            self._exchange, reader, meter, self._deadlines, is_over=is_over, pieces=pieces or deque()
         )
         return Answer(content_type=_SSE, body=data, chunks=chunks, headers=self._visible_headers(), reader=reader)
 
@@ -258,14 +263,14 @@ class RelayAttempt:
 class RelayedChunks:
     """The rest of a stream, as `Answer.chunks`. Raises: AttemptFailed(kind=ANSWER_BEGUN) when the upstream breaks off."""
 
-    __slots__ = ("_between_s", "_exchange", "_is_over", "_meter", "_pieces", "_reader")
+    __slots__ = ("_between_s", "_exchange", "_first_token_s", "_is_over", "_meter", "_pieces", "_reader")
 
     def __init__(
         self,
         exchange: Exchange,
         reader: StreamReader,
         meter: Meter,
-        between_s: float,
+        deadlines: Deadlines,
         *,
         is_over: bool,
         pieces: deque[bytes],
@@ -273,7 +278,8 @@ class RelayedChunks:
         self._exchange = exchange
         self._reader = reader
         self._meter = meter
-        self._between_s = between_s
+        self._between_s = deadlines.between_bytes_s
+        self._first_token_s = deadlines.first_byte_s
         self._is_over = is_over
         self._pieces = pieces
         """What has come and was not looked at yet."""
@@ -301,15 +307,22 @@ class RelayedChunks:
         return ready
 
     async def _next(self) -> bytes:
-        """What is to be handed on next; empty at the end. Events that are not handed on are progress all the same."""
-        reader = self._reader
+        """What is to be handed on next; empty at the end. Events that are not handed on are progress all the same.
+
+        Comments, and bytes that never make an event, are no tokens but a sign that somebody is at work, as routers of other
+        providers give it for as long as these think: they are given as long as a first token may take.
+        """
+        reader, due_s = self._reader, math.inf
         while not self._is_over:
             if self._pieces:
                 if ready := self._fed():
                     return ready
                 continue
             try:
-                data = await self._exchange.read_some(self._patience_s(), "between_tokens_timeout")
+                wait_s = self._patience_s()
+                if due_s < math.inf:
+                    wait_s = min(wait_s, due_s - monotonic())
+                data = await self._exchange.read_some(wait_s, "between_tokens_timeout")
             except ExchangeFailed:
                 if not reader.is_complete:
                     raise
@@ -321,6 +334,12 @@ class RelayedChunks:
                 self._pieces.extend(pieces_near(self._meter.granted_tokens, reader, data))
             elif ready := reader.feed(data):
                 return ready
+            if reader.is_complete:
+                due_s = min(due_s, monotonic() + self._patience_s())
+            elif _DATA in data:
+                due_s = math.inf
+            elif due_s == math.inf:
+                due_s = monotonic() + max(self._between_s, self._first_token_s)
         return b""
 
     def _fed(self) -> bytes:

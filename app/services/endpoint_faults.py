@@ -14,7 +14,8 @@ CREDENTIAL_CODES: Final = frozenset(
 """Some providers say these with 400, 404 or 429; they concern our account all the same, and waiting does not mend it."""
 CERTIFICATE_REASON: Final = "tls_certificate"
 """As the transport names it: expired, self-signed, of another host, or of an authority that is not trusted."""
-BUSY_STATUSES: Final = frozenset({429, 529})
+BUSY_STATUSES: Final = frozenset({429, 498, 529})
+"""498: Groq's word for a flexible tier that has no room."""
 
 
 def fault_of(failure: AttemptFailed) -> Fault | None:

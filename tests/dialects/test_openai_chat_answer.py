@@ -43,6 +43,16 @@ BAD = {
 }
 
 
+def test_a_byte_order_mark_before_the_answer_is_dropped() -> None:
+    facts = CHAT.read_answer(b"\xef\xbb\xbf" + answer())
+    assert facts.finish_reason == "stop"
+    assert facts.mended == answer()
+    with pytest.raises(UpstreamSaidError) as caught:
+        CHAT.read_answer(b'\xef\xbb\xbf{"error":{"message":"slow down","code":429}}')
+    assert (caught.value.problem.message, caught.value.problem.status) == ("slow down", 429)
+    assert CHAT.read_problem(b'\xef\xbb\xbf{"error":{"message":"too long"}}').message == "too long"
+
+
 @pytest.mark.parametrize(("body", "reason"), BAD.values(), ids=BAD.keys())
 def test_t069_a_200_that_is_no_answer_is_found_out(body: bytes, reason: str) -> None:
     with pytest.raises(BadAnswer) as caught:

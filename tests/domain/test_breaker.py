@@ -13,6 +13,7 @@ from app.domain.breaker import (
     CREDENTIAL_OPEN_S,
     JITTER,
     MAX_COOL_S,
+    MIN_COOL_S,
     Breaker,
     BreakerRules,
     BreakerState,
@@ -176,13 +177,13 @@ def test_a_probe_whose_caller_left_lets_the_next_one_probe() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked_s", "least_s"), [(7.0, 7.0), (86_400.0, MAX_COOL_S), (0.0, 0.0), (None, COOL_S), (-1.0, 0.0)]
+    ("asked_s", "least_s"), [(7.0, 7.0), (86_400.0, MAX_COOL_S), (0.0, MIN_COOL_S), (None, COOL_S), (-1.0, MIN_COOL_S)]
 )
 @pytest.mark.parametrize("chance", [0.0, 0.5, 1.0])
 def test_an_upstream_that_says_when_to_come_back_is_left_alone_for_that_long_and_a_little_longer(
     asked_s: float | None, least_s: float, chance: float
 ) -> None:
-    """T065: min(value, cap) + positive jitter."""
+    """T065: min(value, cap) + positive jitter; and "at once" is no leave to ask in a loop."""
     breaker = Breaker(RULES)
 
     breaker.failed(breaker.begin(0), Fault.BUSY, now_s=0, chance=chance, retry_after_s=asked_s)

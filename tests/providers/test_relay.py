@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from asyncio import AbstractEventLoopPolicy, DefaultEventLoopPolicy
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from itertools import pairwise
 from time import monotonic
+from typing import cast
 
 import pytest
 import uvloop
@@ -32,9 +35,10 @@ from app.exceptions import (
     UpstreamTimeout,
     UpstreamTruncated,
 )
+from app.providers import relay as relay_module
 from app.providers.failures import MAX_RETRY_AFTER_S, read_retry_after
-from app.providers.relay import MAX_LOGGED_ANSWER_BYTES, OpenAIRelay
-from app.providers.transport import Transport
+from app.providers.relay import MAX_LOGGED_ANSWER_BYTES, OpenAIRelay, RelayedChunks
+from app.providers.transport import Deadlines, Exchange, Transport
 from tests.kit.scenario import RawPiece, Scenario, ToolCall, UsageMode
 from tests.kit.stalls import require_close_to
 from tests.kit.upstream import ScriptedUpstream
@@ -311,6 +315,9 @@ STATUSES: list[tuple[int, type[GatewayError], bool]] = [
     (503, NoHealthyEndpoint, False),
     (504, UpstreamTimeout, False),
     (529, NoHealthyEndpoint, False),
+    # A method, a header, a connection, a model behind it: nothing that the caller could do otherwise.
+    *((status, UpstreamError, False) for status in (405, 406, 410, 411, 417, 421, 424, 426, 431, 499)),
+    (498, NoHealthyEndpoint, False),
 ]
 
 
@@ -348,6 +355,33 @@ async def test_t064_t068_what_an_upstream_echoes_is_not_in_the_error_that_is_sho
     one = await run(relay, upstream, Scenario(status=status, echo_credentials=True, echo_prompt=True))
     assert KEY in (one.failure.upstream_message or ""), "the stub did echo it"
     assert KEY not in one.failure.error.message + str(one.failure) + str(one.failure.error.param)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "unary"])
+@pytest.mark.parametrize("status", [201, 203, 206, 299])
+async def test_any_success_is_an_answer(
+    relay: OpenAIRelay, upstream: ScriptedUpstream, status: int, stream: bool
+) -> None:
+    one = await run(relay, upstream, Scenario(status=status), stream=stream)
+    assert one.failed is None
+    assert one.meter.usage == Usage(10, 8)
+
+
+@pytest.mark.parametrize("status", [202, 204])
+async def test_a_success_without_an_answer_is_none(relay: OpenAIRelay, upstream: ScriptedUpstream, status: int) -> None:
+    one = await run(relay, upstream, Scenario(status=status, raw_body=""), stream=False)
+    assert seen(one.failure) == (FailureKind.NO_ANSWER, "empty_body", UpstreamBadResponse, status)
+
+
+async def test_the_words_of_a_refusal_are_not_waited_for_long(
+    relay: OpenAIRelay, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its status is known, and another endpoint may be there for the call."""
+    monkeypatch.setattr(relay_module, "ERROR_S", 0.2)
+    upstream.script(Scenario(status=503, hang_after_headers=True))
+    one = await Run(relay, upstream, read_call(), timeouts=replace(PATIENT, first_token_s=60, total_s=60)).played()
+    assert seen(one.failure) == (FailureKind.NO_ANSWER, "status_503", NoHealthyEndpoint, 503)
+    assert monotonic() - one.meter.started_s < 15
 
 
 async def test_our_own_account_is_not_the_callers_fault_whatever_the_status(
@@ -600,6 +634,77 @@ async def test_t075_a_stall_ends_at_the_deadline_between_tokens(relay: OpenAIRel
     require_close_to(taken_s, 0.4)
     assert (one.text, one.meter.delivered_tokens) == ("w0 w1 w2 w3 w4 ", 5)
     await until_closed(upstream)
+
+
+SAID = b'data: {"choices":[{"index":0,"delta":{"content":"x"}}]}\n\n'
+WORKING = b": OPENROUTER PROCESSING\n\n"
+PING = b'event: ping\ndata: {"type":"ping"}\n\n'
+"""An event that is not handed on."""
+
+
+class ToldExchange:
+    """An exchange whose reads bring what is told, at once; `waits_s` is how long each would have waited."""
+
+    def __init__(self, *reads: bytes) -> None:
+        self._reads = list(reads)
+        self.waits_s: list[float] = []
+
+    async def read_some(self, wait_s: float, reason: str) -> bytes:
+        assert reason == "between_tokens_timeout"
+        self.waits_s.append(wait_s)
+        return self._reads.pop(0)
+
+
+async def waits_of(*reads: bytes, first_token_s: float, between_s: float) -> list[float]:
+    """How long a stream that has begun waits for each of these reads, the last of which is handed on."""
+    call, exchange = read_call(), ToldExchange(*reads)
+    reader = CHAT.stream_reader(call)
+    reader.feed(SAID)
+    deadlines = Deadlines(
+        connect_s=1, first_byte_s=first_token_s, between_bytes_s=between_s, total_at_s=monotonic() + 600
+    )
+    chunks = RelayedChunks(cast(Exchange, exchange), reader, meter_for(call), deadlines, is_over=False, pieces=deque())
+    assert await anext(chunks)
+    return exchange.waits_s
+
+
+async def test_a_stream_whose_upstream_says_that_it_works_has_as_long_as_a_first_token() -> None:
+    waits_s = await waits_of(*[WORKING] * 50, SAID, first_token_s=300, between_s=5)
+    assert waits_s == [5.0] * 51, "silence alone would have ended it after five seconds; comments may go on for minutes"
+
+
+async def test_comments_between_tokens_are_no_progress_for_ever() -> None:
+    waits_s = await waits_of(*[WORKING] * 50, SAID, first_token_s=5, between_s=5)
+    assert waits_s[0] == 5.0
+    assert all(later < earlier for earlier, later in pairwise(waits_s[1:])), "all of them share one deadline"
+
+
+async def test_an_event_that_is_not_handed_on_is_progress() -> None:
+    waits_s = await waits_of(*[WORKING, PING] * 20, SAID, first_token_s=5, between_s=5)
+    assert waits_s[::2] == [5.0] * 21
+
+
+async def test_bytes_that_never_make_an_event_end_at_a_deadline(relay: OpenAIRelay, upstream: ScriptedUpstream) -> None:
+    trickle = [RawPiece(b": still here\n\n", pause_ms=40)] * 1000
+    one, taken_s = await timed(
+        relay, upstream, Scenario(raw_stream=(RawPiece(SAID), *trickle)), first_token_s=0.6, between_tokens_s=0.3
+    )
+    assert seen(one.failure)[:3] == (FailureKind.ANSWER_BEGUN, "between_tokens_timeout", UpstreamTimeout)
+    assert one.body == SAID
+    assert taken_s < 15
+    await until_closed(upstream)
+
+
+async def test_comments_after_the_last_finish_reason_keep_nobody_waiting(
+    relay: OpenAIRelay, upstream: ScriptedUpstream
+) -> None:
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":10,"completion_tokens":1}}\n\n'
+    said = b'data: {"choices":[{"index":0,"delta":{"content":"x"},"finish_reason":"stop"}]}\n\n'
+    trickle = [RawPiece(WORKING, pause_ms=100)] * 1000
+    one, taken_s = await timed(relay, upstream, Scenario(raw_stream=(RawPiece(said + usage), *trickle)), total_s=60)
+    assert one.failed is None
+    assert one.body == said + b"data: [DONE]\n\n"
+    assert taken_s < 10
 
 
 async def test_t077_the_total_deadline_ends_an_endless_answer_and_what_came_is_known(
