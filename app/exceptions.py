@@ -26,6 +26,7 @@ from typed arguments, and are safe to show to a caller: they never hold a creden
         └── InternalError                                                                           500
 
     AttemptFailed      one attempt at one endpoint failed; `kind` carries the retry decision (never shown to a caller)
+    └── EndpointUnfit  it was none: the endpoint cannot carry this call, another one may
     SettingsError      the process must not start: one line for the operator
     └── SecretKeyMismatch
 """
@@ -529,6 +530,19 @@ class AttemptFailed(Exception):
         self.upstream_code = upstream_code
         self.upstream_param = upstream_param
         self.retry_after_s = retry_after_s
+
+
+class EndpointUnfit(AttemptFailed):
+    """An endpoint cannot carry this call: its protocol has no words for what is asked, or its provider does not offer it.
+
+    That is no attempt. Nothing was sent, nobody is to blame, nothing is counted; the call goes to the next endpoint, and its caller sees
+    `error` only where the model has none that could carry it.
+    """
+
+    error: InvalidRequest
+
+    def __init__(self, error: InvalidRequest, *, reason: str = "not_supported") -> None:
+        super().__init__(kind=FailureKind.NOTHING_SENT, reason=reason, error=error, is_endpoint_fault=False)
 
 
 class SettingsError(Exception):

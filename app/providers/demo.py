@@ -18,7 +18,7 @@ from app.dialects.base import Dialect, StreamReader
 from app.dialects.openai_chat import CHAT_PATH
 from app.domain.call import Call, Meter, Quality
 from app.domain.catalog import Endpoint
-from app.exceptions import AttemptFailed, FailureKind, InvalidRequest
+from app.exceptions import EndpointUnfit, InvalidRequest
 from app.providers import failures
 from app.providers.base import Answer
 from app.providers.relay import keep_answer, since_ms
@@ -66,9 +66,9 @@ class DemoProvider:
         max_tokens: int | None,
         deadline_s: float,
     ) -> AsyncIterator[Answer]:
-        """Raises: AttemptFailed for any other dialect than chat, and past the deadline."""
+        """Raises: EndpointUnfit for any other dialect than chat, AttemptFailed past the deadline."""
         if dialect.upstream_path != CHAT_PATH:
-            raise _unservable(dialect.name)
+            raise EndpointUnfit(InvalidRequest(f"The demo model answers chat completions only, not '{dialect.name}'."))
         words = _words_for(call)
         cap = min((each for each in (max_tokens, call.max_tokens) if each is not None), default=len(words))
         finish_reason = "length" if cap < len(words) else "stop"
@@ -186,12 +186,3 @@ def _text_of(message: _Message) -> str:
     if isinstance(content, list):
         return " ".join(part.text for part in content)
     return content or ""
-
-
-def _unservable(dialect: str) -> AttemptFailed:
-    return AttemptFailed(
-        kind=FailureKind.NOTHING_SENT,
-        reason="not_supported",
-        error=InvalidRequest(f"The demo model answers chat completions only, not '{dialect}'."),
-        is_endpoint_fault=False,
-    )

@@ -35,7 +35,7 @@ from app.dialects.base import BadAnswer, Dialect, StreamReader, UpstreamProblem,
 from app.dialects.openai_chat import CHAT_PATH
 from app.domain.call import Call, Meter, Quality
 from app.domain.catalog import Endpoint, ProviderKind
-from app.exceptions import AttemptFailed, FailureKind, InvalidRequest, UpstreamError
+from app.exceptions import AttemptFailed, EndpointUnfit, FailureKind, InvalidRequest, UpstreamError
 from app.providers import failures
 from app.providers.base import Answer
 from app.providers.litellm_answers import plain_answer, plain_event, usage_of, usages_in
@@ -158,9 +158,7 @@ class LiteLLMProvider:
         """Raises: AttemptFailed. See `app.providers.base.Provider.opened`."""
         endpoint = _as_litellm_names_it(endpoint)
         if dialect.upstream_path != CHAT_PATH:
-            raise _unservable(
-                f"The model is served by a provider that answers chat completions only, not '{dialect.name}'."
-            )
+            raise _unfit(f"The model is served by a provider that answers chat completions only, not '{dialect.name}'.")
         exchange = WireExchange(connect_s=endpoint.timeouts.connect_s)
         deadline_s = min(deadline_s, self._clock.monotonic() + endpoint.timeouts.total_s)
         attempt = _Attempt(call, endpoint, dialect, meter, exchange, deadline_s, self._clock)
@@ -255,7 +253,7 @@ def _is_wanted(name: str, value: object, known: frozenset[str] | None) -> bool:
     is_neutral = value in (False, [], {}) or (name == "n" and value == 1)
     if name in _MERE_HINTS or is_neutral:
         return False
-    raise _unservable(f"The model's provider does not support the parameter '{name}'.", param=name)
+    raise _unfit(f"The model's provider does not support the parameter '{name}'.", param=name)
 
 
 def _require_no_address(messages: object) -> None:
@@ -271,7 +269,7 @@ def _require_no_address(messages: object) -> None:
         elif isinstance(node, dict):
             stack.extend(value for name, value in node.items() if not (name in _PROSE and isinstance(value, str)))
         elif isinstance(node, str) and _ADDRESS.match(node):
-            raise _unservable("This model takes images and files as data: URLs only, not by address.", param="messages")
+            raise _unfit("This model takes images and files as data: URLs only, not by address.", param="messages")
 
 
 def _credential_of(endpoint: Endpoint) -> dict[str, object]:
@@ -430,7 +428,7 @@ class _Attempt:
         fault = getattr(fault, "original_exception", None) or fault
         match fault:
             case ExchangeFailed(reason="litellm_loading"):
-                return _unservable_yet(fault)
+                return _still_loading(fault)
             case ExchangeFailed():
                 return failures.of_exchange(fault, has_begun=has_begun, status=exchange.status)
             case BadAnswer():
@@ -516,22 +514,14 @@ def _not_sent(fault: Exception) -> AttemptFailed:
         return AttemptFailed(
             kind=FailureKind.NOTHING_SENT, reason="litellm_not_installed", error=UpstreamError(), is_endpoint_fault=True
         )
-    return _unservable(
-        "The request cannot be expressed in the protocol of the model's provider.", reason="not_translatable"
-    )
+    return _unfit("The request cannot be expressed in the protocol of the model's provider.", reason="not_translatable")
 
 
-def _unservable(message: str, *, param: str | None = None, reason: str = "not_supported") -> AttemptFailed:
-    """This endpoint cannot serve the call; another one of the model may."""
-    return AttemptFailed(
-        kind=FailureKind.NOTHING_SENT,
-        reason=reason,
-        error=InvalidRequest(message, param=param),
-        is_endpoint_fault=False,
-    )
+def _unfit(message: str, *, param: str | None = None, reason: str = "not_supported") -> EndpointUnfit:
+    return EndpointUnfit(InvalidRequest(message, param=param), reason=reason)
 
 
-def _unservable_yet(fault: ExchangeFailed) -> AttemptFailed:
+def _still_loading(fault: ExchangeFailed) -> AttemptFailed:
     """The package was still being imported: nothing that a breaker should hold against the endpoint."""
     failure = failures.of_exchange(fault)
     failure.is_endpoint_fault = False

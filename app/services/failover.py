@@ -3,18 +3,19 @@
 1. The balancer names an endpoint. Where all that could be asked are full, the call waits for room, briefly and in a bounded crowd.
 2. The kind of a failure decides what follows: a caller's fault is answered at once, for every endpoint would say the same; a call that
    was never sent, or was sent without an answer beginning, goes to the next endpoint; an answer that has begun is never tried again,
-   for its caller has seen it.
+   for its caller has seen it. An endpoint that cannot carry the call at all is left out as if the model did not have it.
 3. Asking again has three bounds: the call's deadline, the model's `max_retries`, and the process's retry budget. What was never sent
    costs nothing of the budget.
-4. When a model has nobody left to ask, or says that the prompt is too long for it or against its rules, its fallbacks are asked in
-   their order, theirs after them. What is reserved for the call is exchanged before: a dearer model is asked only where the budgets
-   can pay for it.
+4. When a model has nobody left to ask, or nobody who could carry the call, or says that the prompt is too long for it or against its
+   rules, its fallbacks are asked in their order, theirs after them. What is reserved for the call is exchanged before: a dearer model
+   is asked only where the budgets can pay for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from types import TracebackType
 
 import msgspec
@@ -22,14 +23,16 @@ import msgspec
 from app.clock import Clock
 from app.dialects.base import Dialect
 from app.domain.breaker import Fault
-from app.domain.call import Attempt, Candidate, Meter, Quality
+from app.domain.call import Attempt, Call, Candidate, Meter, Quality
 from app.domain.catalog import Catalog, Endpoint, Model, ProviderKind
 from app.domain.retry_budget import RetryBudget
 from app.exceptions import (
     AttemptFailed,
     ContextLengthExceeded,
+    EndpointUnfit,
     FailureKind,
     GatewayError,
+    InvalidRequest,
     ModelNotAllowed,
     ModelNotFound,
     NoHealthyEndpoint,
@@ -59,6 +62,8 @@ FULL_RETRY_S = 1.0
 """When to come back to endpoints that are full: by then calls of ordinary length have ended."""
 
 Exchange = AbstractAsyncContextManager[Answer]
+Told = tuple[Dialect, Call]
+"""A call as an endpoint is told it, and the dialect that reads its answer."""
 Swap = Callable[[Model, Meter], Awaitable[bool]]
 """Exchange what is reserved for a call for what another model needs. False: that is not to be had, and nothing changed."""
 
@@ -158,35 +163,43 @@ class Failover:
         last: GatewayError | None = None
         cause: AttemptFailed | None = None
         tried: tuple[str, ...] = ()
+        fit = model  # without the endpoints that turn out not to be able to carry the call
         left = 1 + (MAX_RETRIES if model.max_retries is None else model.max_retries)
         crowded = 0
         while left > 0:
             claim: EndpointClaim | None = None
-            endpoint = await self._next(model, meter, tried)
+            endpoint = await self._next(fit, meter, tried)
             if endpoint is None:
                 break
-            if endpoint.is_limited:
-                claimed = await self._limits.claim(endpoint, meter)
-                if isinstance(claimed, EndpointFull):
-                    self._refused(endpoint, claimed, meter)
-                    crowded += 1
-                    if claimed.by is not LimitName.CONCURRENCY or crowded > MAX_CROWDED:
-                        tried += (endpoint.id,)
-                    continue
-                claim = claimed
-            tried += (endpoint.id,)
-            obstacle = await self._obstacle(endpoint, model, meter, claim)
-            if obstacle is not None:
-                meter.candidates[-1] = Candidate(endpoint.id, obstacle)
-                continue
-            left -= 1
             try:
-                return await self._attempted(dialect, endpoint, model, meter, claim)
+                told = _told(dialect, endpoint, meter)
+                if endpoint.is_limited:
+                    claimed = await self._limits.claim(endpoint, meter)
+                    if isinstance(claimed, EndpointFull):
+                        self._refused(endpoint, claimed, meter)
+                        crowded += 1
+                        if claimed.by is not LimitName.CONCURRENCY or crowded > MAX_CROWDED:
+                            tried += (endpoint.id,)
+                        continue
+                    claim = claimed
+                obstacle = await self._obstacle(endpoint, model, meter, claim)
+                if obstacle is not None:
+                    tried += (endpoint.id,)
+                    meter.candidates[-1] = Candidate(endpoint.id, obstacle)
+                    continue
+                return await self._attempted(told, endpoint, model, meter, claim)
+            except EndpointUnfit as unfit:
+                fit = _without(endpoint, fit)
+                meter.candidates[-1] = Candidate(endpoint.id, f"unfit: {unfit.error.message}")
+                if not fit.endpoints:
+                    last, cause, meter.error_reason = unfit.error, unfit, unfit.reason
             except AttemptFailed as failure:
+                left -= 1
+                tried += (endpoint.id,)
                 last, cause = self._caller_error(endpoint, failure), failure
                 if failure.is_caller_fault or failure.kind is FailureKind.CLIENT_LEFT:
                     break
-        raise self._exhausted(model, last) from cause
+        raise self._exhausted(fit, last) from cause
 
     async def _is_paid_for(self, model: Model, meter: Meter) -> bool:
         """Whether a hard budget can pay for the failed attempt beside the next one."""
@@ -240,7 +253,7 @@ class Failover:
         meter.candidates[-1] = Candidate(endpoint.id, f"rate limited: {full.by}")
 
     async def _attempted(
-        self, dialect: Dialect, endpoint: Endpoint, model: Model, meter: Meter, claim: EndpointClaim | None
+        self, told: Told, endpoint: Endpoint, model: Model, meter: Meter, claim: EndpointClaim | None
     ) -> Begun:
         """One attempt, until its answer begins. Raises: AttemptFailed."""
         balancer = self._balancer
@@ -249,8 +262,12 @@ class Failover:
         ticket = balancer.begin(live)
         began_s = self._clock.monotonic()
         try:
-            exchange = self._exchange(dialect, endpoint, meter)
+            exchange = self._exchange(told, endpoint, meter)
             answer = await exchange.__aenter__()
+        except EndpointUnfit:
+            self._unasked(live, ticket, meter)
+            await self._left(live, claim, meter)
+            raise
         except AttemptFailed as failure:
             self._failed(attempt, live, ticket, failure, meter)
             await self._left(live, claim, meter)
@@ -275,9 +292,9 @@ class Failover:
         finally:
             self._room.left(live.endpoint.model)
 
-    def _exchange(self, dialect: Dialect, endpoint: Endpoint, meter: Meter) -> Exchange:
+    def _exchange(self, told: Told, endpoint: Endpoint, meter: Meter) -> Exchange:
         provider = self._providers[endpoint.provider]
-        dialect, call = dialect.towards(endpoint.provider, meter.call)
+        dialect, call = told
         deadline_s = meter.started_s + endpoint.timeouts.total_s
         return provider.opened(
             call, endpoint, dialect, meter, max_tokens=meter.capped_max_tokens, deadline_s=deadline_s
@@ -291,6 +308,14 @@ class Failover:
         meter.usage, meter.quality, meter.delivered_tokens = None, Quality.ESTIMATED, 0
         meter.finish_reason = meter.first_token_ms = None
         return attempt
+
+    def _unasked(self, live: LiveEndpoint, ticket: int, meter: Meter) -> None:
+        """The provider found that it cannot carry the call before it had sent anything: that was no attempt."""
+        meter.attempts.pop()
+        meter.endpoint = None
+        if meter.attempts and not meter.attempts[-1].is_free:
+            self._retries.given_back(self._clock.monotonic())
+        self._balancer.abandoned(live, ticket)
 
     # ── Failures ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -372,7 +397,19 @@ def _may_fall_back(error: GatewayError) -> bool:
     """Whether another model may do better: where nobody answered, or what was asked does not fit this one."""
     if isinstance(error, UpstreamRejected):
         return error.code == ContextLengthExceeded.code or error.code in POLICY_CODES
-    return isinstance(error, UpstreamFailed | Overloaded | ContextLengthExceeded)
+    return isinstance(error, UpstreamFailed | Overloaded | ContextLengthExceeded | InvalidRequest)
+
+
+def _told(dialect: Dialect, endpoint: Endpoint, meter: Meter) -> Told:
+    """Raises: EndpointUnfit."""
+    try:
+        return dialect.towards(endpoint.provider, meter.call)
+    except InvalidRequest as error:
+        raise EndpointUnfit(error, reason="not_translatable") from error
+
+
+def _without(endpoint: Endpoint, model: Model) -> Model:
+    return replace(model, endpoints=tuple(each for each in model.endpoints if each.id != endpoint.id))
 
 
 def _secrets(endpoint: Endpoint) -> tuple[str, ...]:

@@ -323,3 +323,44 @@ async def test_chat_may_be_asked_for_with_input_as_cursor_does(house: House) -> 
     assert events[-1].is_done_marker
     assert json.loads(events[0].data)["object"] == "chat.completion.chunk"
     assert (await sent_body(house, model))["messages"] == [{"role": "user", "content": "hi"}]
+
+
+SEARCH: Json = {
+    "max_tokens": 9,
+    "messages": [{"role": "user", "content": "What is new?"}],
+    "tools": [{"type": "web_search_20250305", "name": "web_search"}],
+}
+
+
+async def test_an_endpoint_that_cannot_carry_a_call_is_passed_over_for_one_that_can(house: House) -> None:
+    """A tool that runs at Anthropic: the preferred endpoint speaks chat only, and no retry is allowed."""
+    key, model = await house.key(), await house.model(Scenario(), endpoints=0, max_retries=0)
+    chat = await house.endpoint(model, priority=9)
+    native = await house.endpoint(model, provider="anthropic")
+
+    answer = await post(house, key, "/v1/messages", {"model": model, **SEARCH})
+
+    assert answer.status == 200, answer.text
+    assert (answer.header("x-gateway-endpoint"), answer.header("x-gateway-attempts")) == (native, "1")
+    record = await house.record(request_id_of(answer))
+    assert (record["endpoint_id"], record["attempts"], record["outcome"]) == (native, 1, "ok")
+    (passed_over,) = [each for each in record["candidates"] if each["endpoint_id"] == chat]
+    assert passed_over["verdict"].startswith("unfit: ")
+    assert (await sent_body(house, model))["tools"] == SEARCH["tools"]
+
+
+async def test_a_call_that_no_endpoint_can_carry_is_refused_with_the_reason_and_blames_nobody(house: House) -> None:
+    key, model = await house.key(), await house.model(endpoints=0)
+    endpoints = [await house.endpoint(model), await house.endpoint(model)]
+
+    answers = [await post(house, key, "/v1/messages", {"model": model, **SEARCH}) for _ in range(6)]
+
+    for answer in answers:
+        error = error_of(answer)
+        assert (answer.status, error["type"], error["param"]) == (400, "invalid_request_error", "tools[0]")
+        assert "web_search" in error["message"]
+        assert answer.header("x-gateway-attempts") == "0"
+    record = await house.record(request_id_of(answers[-1]))
+    assert (record["outcome"], record["http_status"], record["cost_usd"]) == ("refused", 400, "0.000000000")
+    assert [(await house.admin("GET", f"endpoints/{each}"))["state"] for each in endpoints] == ["closed", "closed"]
+    assert (await house.upstream.invoice()).of_model(model).lines == ()
