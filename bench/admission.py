@@ -17,7 +17,7 @@ from pathlib import Path
 from app.clock import SystemClock
 from app.domain.budget import Budget, BudgetClaim, PeriodKind
 from app.domain.call import Attempt, Call, Estimate, Meter, Quality
-from app.domain.catalog import Catalog, Endpoint, Model, ProviderKind
+from app.domain.catalog import EMPTY, Catalog, Endpoint, Model, ProviderKind
 from app.domain.identity import Identity, Key, KeyStatus, PaymentStatus, User
 from app.domain.ids import uuid7
 from app.domain.limits import Limit, LimitKind
@@ -118,6 +118,7 @@ async def admissions() -> AsyncIterator[tuple[Admission, RedisClient, Recovering
             lease_s=60,
             estimation=Estimation(NoTokenizer()),
             expectations=Expectations(),
+            catalog=lambda: EMPTY,
         )
         try:
             async with redis.pumping():

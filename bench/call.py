@@ -182,6 +182,7 @@ def _gateway(redis: _Redis, transport: Transport) -> ASGIApp:
         lease_s=60,
         estimation=estimation,
         expectations=Expectations(),
+        catalog=lambda: catalog,
     )
     failover = Failover(
         providers={ProviderKind.OPENAI: OpenAIRelay(transport)},

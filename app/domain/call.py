@@ -129,6 +129,8 @@ class Meter(msgspec.Struct):
     started_s: float
     """Monotonic clock; every `*_ms` counts from here."""
 
+    identify: Callable[[], Awaitable[Identity]] | None = None
+    """Who its credential is by now. None: a call that nobody made with a credential."""
     model: Model | None = None
     estimate: Estimate | None = None
     endpoint: Endpoint | None = None

@@ -180,6 +180,7 @@ class DataPlane:
 
     async def _made(self, exchange: Exchange, dialect: Dialect, meter: Meter) -> None:
         response = CallResponse(self._container.chat, dialect, self._container.catalog.current, meter)
+        meter.identify = lambda: self._container.identities.of(exchange.credential(), address=exchange.address)
         key = exchange.headers.get(b"idempotency-key")
         try:
             if key is None:

@@ -5,9 +5,11 @@
    then asked for no more. Budgets that the store does not know are counted from the ledger first (see `app.services.recovery`).
 3. A refusal by a limit goes the way of its key's overflow policy. A refusal by a budget whose money is *spent* is final. Money that is
    only reserved by running calls comes free as they settle: the call waits for it, briefly, before it is told to come back.
-4. Inside the context the call runs. Its lease is renewed for as long as this process lives. A process that stood still for longer
+4. A call that took its time until it was admitted (its body came slowly, it waited in a queue) is looked at again as whoever stands at
+   the door is: its credential, its model, its limits. What was revoked or changed meanwhile holds for it.
+5. Inside the context the call runs. Its lease is renewed for as long as this process lives. A process that stood still for longer
    than its leases learns which of its calls have lost theirs, and ends them.
-5. However the call ends, it is concluded, billed and settled: counters corrected, reservation released, record appended, in one
+6. However the call ends, it is concluded, billed and settled: counters corrected, reservation released, record appended, in one
    step. The settlement is queued before anything is awaited, so a cancellation cannot stop it; while the store is away it is kept
    and tried again.
 """
@@ -58,6 +60,9 @@ from app.storage.ports import (
 )
 from app.telemetry import logger
 
+FRESH_S = 0.1
+"""How long ago a caller may have come when his call is admitted; after more than this he is identified again. That is a look into memory,
+and no call pays for it that is read and admitted at once."""
 BUDGET_WAIT_S = 2.0
 """How long a call waits for money that running calls hold, before it is told to come back."""
 BUDGET_RETRY_S = 1.0
@@ -76,7 +81,9 @@ class Admission:
         lease_s: int,
         estimation: Estimation,
         expectations: Expectations,
+        catalog: Callable[[], Catalog],
     ) -> None:
+        """`catalog`: the one that holds at this moment."""
         self._counters = counters
         self._clock = clock
         self._conclude = conclude
@@ -85,6 +92,7 @@ class Admission:
         self._lease_s = lease_s
         self._estimation = estimation
         self._expectations = expectations
+        self._catalog = catalog
         self._turnstiles = Turnstiles()
         self._queues = OverflowQueues(clock=clock, turnstiles=self._turnstiles, room_in_ms=counters.room_in_ms)
         self.running = RunningCalls()
@@ -96,12 +104,15 @@ class Admission:
         """Inside the context the call may be made, of the model that it gives: another than asked for only where the key's overflow
         policy names one.
 
-        Raises, on entering: RateLimited, BudgetExceeded, BudgetReserved, PriceUnknown, DependencyUnavailable.
+        Raises, on entering: RateLimited, BudgetExceeded, BudgetReserved, PriceUnknown, DependencyUnavailable; where it took its time,
+        also what is said at the door to one who may not call, or not this model.
         """
         return AdmittedCall(self, model, meter, catalog)
 
     async def begin(self, model: Model, meter: Meter, catalog: Catalog) -> Model:
         model = await self._admit(model, meter, catalog)
+        if self._clock.monotonic() - meter.started_s > FRESH_S:
+            model = await self._confirmed(model, meter, catalog)
         meter.is_admitted = True
         self.running.add(meter.request_id, meter)
         if meter.call.is_stream:
@@ -168,7 +179,7 @@ class Admission:
                     key.id,
                     _limiters(meter, model),
                     max_wait_s=overflow.max_wait_s,
-                    ask=lambda: self._tried(model, meter),
+                    ask=lambda: self._tried_as_now(model, meter, catalog),
                 )
         else:
             refused = await self._tried(model, meter)
@@ -176,10 +187,48 @@ class Admission:
             other = _fallback(meter, model, overflow.fallback_model, catalog)
             if other is not None:
                 meter.estimate = await self._estimation.of(meter.call, other)
-                refused, model = await self._tried(other, meter), other
+                refused = await self._tried(other, meter)
         if refused is not None:
             raise _limit_error(refused)
-        return model
+        return meter.model or model  # the one that was tried last
+
+    async def _tried_as_now(self, model: Model, meter: Meter, catalog: Catalog) -> LimitRefused | None:
+        """As `_tried`, by one who may have waited in a queue. Raises also: as `_as_now`."""
+        if self._clock.monotonic() - meter.started_s > FRESH_S:
+            model = await self._as_now(model, meter, catalog)
+        return await self._tried(model, meter)
+
+    async def _confirmed(self, model: Model, meter: Meter, catalog: Catalog) -> Model:
+        """What was admitted, if it still may be; exchanged for what the call needs now, where its caller or model have changed.
+
+        Raises: RateLimited, and as `_tried` and `_as_now`. What it holds is then given back.
+        """
+        before = meter.identity
+        try:
+            now = await self._as_now(model, meter, catalog)
+            if now is not model or meter.identity != before:
+                refused = await self._tried(now, meter)
+                if refused is not None:
+                    raise _limit_error(refused)
+            return now
+        except BaseException:
+            self._doubtful.append(meter.request_id)
+            raise
+
+    async def _as_now(self, model: Model, meter: Meter, catalog: Catalog) -> Model:
+        """The caller and his model as they are by now; `catalog` is the one in which the model was found.
+
+        Raises: InvalidApiKey, Forbidden, TooManyFailures, DependencyUnavailable, ModelNotFound, ModelNotAllowed, ContextLengthExceeded.
+        """
+        if meter.identify is None:
+            return model  # a call of the gateway's own
+        meter.identity = await meter.identify()
+        asked = meter.call.model
+        name = asked if catalog.names.get(asked) == model.name else model.name  # or it is a fallback
+        now = self._catalog().model_for(meter.identity, name)
+        if now is not model:
+            meter.estimate = await self._estimation.of(meter.call, now)
+        return now
 
     async def _tried(self, model: Model, meter: Meter) -> LimitRefused | None:
         """Claim everything; None when that is done. Waits for money that is only reserved.

@@ -54,6 +54,7 @@ def wire_calls(settings: Settings, clock: Clock, stores: Stores, upstreams: Upst
     )
     tokenizer = BundledTokenizer()
     estimation = Estimation(tokenizer)
+    catalog = upstreams.catalog
     admission = Admission(
         counters=stores.counters,
         clock=clock,
@@ -63,8 +64,8 @@ def wire_calls(settings: Settings, clock: Clock, stores: Stores, upstreams: Upst
         lease_s=settings.reservation_lease_seconds,
         estimation=estimation,
         expectations=Expectations(),
+        catalog=lambda: catalog.current,
     )
-    catalog = upstreams.catalog
     late_budgets = LateBudgets(running=admission.running, counters=stores.counters, store=stores.keys, zone=zone)
     catalog.on_changes = lambda changes: late_budgets.follow(changes, catalog.current)
     limits = EndpointLimits(RedisEndpointClaims(stores.redis))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.e2e.house import House, error_of, request_id_of
+import pytest
+
+from tests.e2e.house import HELLO, House, Json, error_of, request_id_of
+from tests.kit.raw_http import RawConnection, SseStream, request_bytes
 from tests.kit.scenario import Scenario
 
 
@@ -98,3 +101,56 @@ async def test_a_fallback_that_the_key_may_not_use_is_a_refusal(house: House) ->
     )
     assert (await house.chat(key, model)).status == 200
     assert (await house.chat(key, model)).status == 429
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "status", "code"),
+    [
+        ("keys/{key}/revoke", None, 401, "invalid_api_key"),
+        ("keys/{key}", {"allowed_models": ["none"]}, 403, "model_not_allowed"),
+        ("users/{user}", {"payment_status": "suspended"}, 403, "user_suspended"),
+        ("users/{user}", {"payment_valid_until": "2020-01-01"}, 403, "payment_expired"),
+    ],
+    ids=["the key is revoked", "its models are", "the user is suspended", "his payment ends"],
+)
+async def test_a_call_that_waits_in_a_queue_is_refused_when_its_caller_loses_the_right_to_call(
+    house: House, path: str, change: Json | None, status: int, code: str
+) -> None:
+    """T006, T007: also for whoever came before the change and was not admitted yet."""
+    user = await house.user()
+    overflow = {"mode": "queue", "max_wait_seconds": 60}
+    slots = [{"kind": "concurrency", "limit": 1, "window_seconds": 0}]
+    made = await house.admin("POST", "keys", {"user_oid": user, "limits": slots, "overflow": overflow}, expect=201)
+    endless, fast = await house.model(Scenario(chunks=2_000, gap_ms=50)), await house.model()
+    headers = {"Authorization": f"Bearer {made['key']}"}
+    body = {"model": endless, "messages": HELLO, "stream": True, "max_tokens": 4_000}
+    request = request_bytes("POST", "/v1/chat/completions", headers=headers, json_body=body)
+    async with asyncio.TaskGroup() as group:
+        async with SseStream.opened(house.gateway.port, request) as stream:
+            await stream.take(2)
+            queued = group.create_task(house.chat(made["key"], fast))
+            await asyncio.sleep(0.5)  # it stands in the queue now; if it should not, it is refused for the same reason
+            method = "POST" if change is None else "PATCH"
+            await house.admin(method, path.format(key=made["id"], user=user), change, expect=200)
+            await stream.hang_up()
+    answer = queued.result()
+    assert (answer.status, error_of(answer)["code"]) == (status, code), answer.text
+    assert not (await house.upstream.settled()).requests_by_model.get(fast), "it reached no upstream"
+
+
+async def test_a_call_whose_body_comes_after_its_key_was_revoked_is_refused(house: House) -> None:
+    user = await house.user()
+    made = await house.admin("POST", "keys", {"user_oid": user, "limits": []}, expect=201)
+    model = await house.model()
+    headers = {"Authorization": f"Bearer {made['key']}"}
+    request = request_bytes(
+        "POST", "/v1/chat/completions", headers=headers, json_body={"model": model, "messages": HELLO}
+    )
+    async with RawConnection(house.gateway.port) as connection:
+        await connection.send(request[:-10])
+        await asyncio.sleep(0.5)  # it was let in at the door, and its body is waited for
+        await house.admin("POST", f"keys/{made['id']}/revoke", expect=200)
+        await connection.send(request[-10:])
+        answer = await connection.response()
+    assert (answer.status, error_of(answer)["code"]) == (401, "invalid_api_key")
+    assert not (await house.upstream.settled()).requests_by_model.get(model)

@@ -106,6 +106,8 @@ class House:
     def __init__(self) -> None:
         self.counters, self.clock = FakeCounters(), ManualClock()
         self.concluded: list[tuple[str, BaseException | None]] = []
+        self.catalog = Catalog.of(1, [MODEL])
+        """As it is by now."""
         self.admission = Admission(
             counters=cast(Counters, self.counters),
             clock=self.clock,
@@ -115,6 +117,7 @@ class House:
             lease_s=60,
             estimation=Estimation(NoTokenizer()),
             expectations=Expectations(),
+            catalog=lambda: self.catalog,
         )
 
     async def call(self, meter: Meter, model: Model = MODEL, *, error: BaseException | None = None) -> None:
