@@ -15,6 +15,7 @@ from bench.identify import identify
 from bench.measure import Ratio
 from bench.overload import overload
 from bench.relay import relay
+from bench.retention import retention
 from bench.stores import drain, reports
 
 Benchmark = Callable[..., Awaitable[Ratio | Sequence[Ratio]]]
@@ -29,6 +30,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "drain": drain,
     "reports": reports,
     "overload": overload,
+    "retention": retention,
 }
 
 

@@ -17,54 +17,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlencode
 
-import asyncpg
-
-from app.database import open_engine
 from app.embedded import PostgresServer, ValkeyServer
-from app.storage.sql_usage import SqlUsageStore
+from bench.large import fill, filled_with
 from tests.e2e.conftest import environment
 from tests.e2e.house import ADMIN_TOKEN, House
 from tests.kit import raw_http
 from tests.kit.processes import GatewayProcess, UpstreamProcess
 
-USERS, KEYS, MODELS = 500, 2_000, 6
 GOAL_MS = 150.0
-
-CONFIGURATION = (
-    "INSERT INTO users (oid, email, name) SELECT 'user-' || n, 'user-' || n || '@example.com', 'User ' || n "
-    f"FROM generate_series(1, {USERS}) AS n",
-    "INSERT INTO keys (id, user_oid, name, digest, key_prefix, last4) SELECT lpad(to_hex(n), 32, '0')::uuid, "
-    f"'user-' || (n % {USERS} + 1), 'key ' || n, decode(md5(n::text) || md5('k' || n), 'hex'), 'sk-ag-' || n, '0000' "
-    f"FROM generate_series(1, {KEYS}) AS n",
-    "INSERT INTO budgets (key_id, period, soft_limit_nanousd, hard_limit_nanousd) "
-    "SELECT id, 'monthly', 8000000000, 10000000000 FROM keys",
-    f"INSERT INTO models (name) SELECT 'model-' || n FROM generate_series(1, {MODELS}) AS n",
-    "INSERT INTO endpoints (id, model, provider, upstream_model, api_base) SELECT lpad(to_hex(n + 65536), 32, '0')::uuid, "
-    f"'model-' || (n % {MODELS} + 1), 'demo', 'upstream-' || n, '' FROM generate_series(1, {2 * MODELS}) AS n",
-)
-RECORDS = """
-INSERT INTO usage_records (created_at, request_id, user_oid, key_id, requested_model, served_model, endpoint_id, provider,
-  dialect, is_stream, outcome, http_status, prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, usage_quality,
-  cost_nanousd, price_id, first_token_ms, duration_ms, attempts, detail)
-SELECT at, (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7' || substr(md5(n::text), 1, 3) || '8'
-    || substr(md5(n::text), 4, 15))::uuid,
-  'user-' || (k % {users} + 1), lpad(to_hex(k), 32, '0')::uuid, 'model-' || m, 'model-' || m,
-  lpad(to_hex(e + 65536), 32, '0')::uuid, 'openai', 'chat', n % 3 > 0, CASE WHEN n % 50 = 0 THEN 'upstream_error' ELSE 'ok' END,
-  CASE WHEN n % 50 = 0 THEN 502 ELSE 200 END, 200 + n % 1900, 20 + n % 600, 0, 0, 'exact', 100000 + n % 9000000, 'map:x',
-  120 + (n % 900)::int, 300 + (n % 4000)::int, 1, '{{}}'::jsonb
-FROM (SELECT n, now() - (n::float8 / {rows}) * interval '30 days' AS at, (n * 7919 % {keys} + 1)::int AS k,
-        (n * 31 % {endpoints} + 1)::int AS e, ((n * 31 % {endpoints} + 1) % {models} + 1)::int AS m
-      FROM generate_series({first}::bigint, {last}::bigint) AS n) AS made
-"""
-ROLLUPS = """
-INSERT INTO usage_rollups SELECT date_trunc('hour', created_at), user_oid, key_id::text, '', served_model, endpoint_id::text, count(*),
-  count(*) FILTER (WHERE outcome <> 'ok'), sum(prompt_tokens)::bigint, sum(completion_tokens)::bigint, 0, 0, sum(cost_nanousd)::bigint
-FROM usage_records GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY 1, 2, 3, 4, 5, 6
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,46 +96,6 @@ PAGES = {
 }
 
 
-async def fill(database_url: str, rows: int, *, batch: int = 500_000) -> None:
-    """Write users, keys, models and that many records, and sum them."""
-    connection = await asyncpg.connect(database_url)
-    try:
-        for statement in CONFIGURATION:
-            await connection.execute(statement)
-        await connection.execute("UPDATE config_revision SET revision = revision + 1")
-        await connection.execute(
-            "INSERT INTO config_changes (revision, kind, ref) SELECT revision, 'catalog', 'model-1' FROM config_revision"
-        )
-        engine = open_engine(database_url.replace("postgresql://", "postgresql+asyncpg://"))
-        now = datetime.now(UTC)
-        await SqlUsageStore(engine).ensure_partitions(now, now - timedelta(days=30), now - timedelta(days=15))
-        await engine.dispose()
-        for first in range(1, rows + 1, batch):
-            last = min(first + batch - 1, rows)
-            numbers = {"users": USERS, "keys": KEYS, "models": MODELS, "endpoints": 2 * MODELS}
-            await connection.execute(RECORDS.format(rows=rows, first=first, last=last, **numbers))
-        await connection.execute(ROLLUPS)
-        for migration in ("0003_endpoint_rollups", "0014_day_rollups"):
-            await connection.execute(_fill_of(migration))
-        await connection.execute(
-            "VACUUM (ANALYZE) usage_records, usage_rollups, day_rollups, endpoint_rollups, keys, users"
-        )
-    finally:
-        await connection.close()
-
-
-def _fill_of(migration: str) -> str:
-    import importlib.util
-
-    path = Path(__file__).resolve().parent.parent / "migrations" / "versions" / f"{migration}.py"
-    spec = importlib.util.spec_from_file_location("fill", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return str(module.FILL)
-
-
 async def signed_in(port: int) -> str:
     """The cookie of a new session."""
     answer = await raw_http.call(
@@ -200,15 +123,6 @@ async def timed(port: int, cookie: str, name: str, path: str, *, rounds: int) ->
     assert answer.status == 200, (name, answer.status)
     cuts = statistics.quantiles(took[2:], n=20, method="inclusive")
     return Timed(name, answer.status, statistics.median(took[2:]), cuts[-1], len(answer.body))
-
-
-async def filled_with(database_url: str) -> int:
-    """How many records are there already."""
-    connection = await asyncpg.connect(database_url)
-    try:
-        return int(await connection.fetchval("SELECT count(*) FROM usage_records"))
-    finally:
-        await connection.close()
 
 
 async def measure(database_url: str, redis_url: str, *, rows: int, rounds: int, only: str = "") -> list[Timed]:

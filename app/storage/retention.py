@@ -13,7 +13,14 @@ from datetime import datetime, timedelta
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.models.tables import refused_calls, usage_content, usage_records
-from app.storage.sql_partitions import Month, drop_partitions_before, ensure_partitions, month_after, month_of
+from app.storage.sql_partitions import (
+    Month,
+    drop_partitions_before,
+    ensure_partitions,
+    month_after,
+    month_of,
+    months_kept,
+)
 from app.telemetry import PARTITIONS_DROPPED, logger
 
 MONTHS_AHEAD = 2
@@ -35,7 +42,9 @@ async def keep_partitions(engine: AsyncEngine, retention: Retention, now: dateti
     )
     if retention.ledger_days:
         moment = now - timedelta(days=retention.ledger_days)
-        dropped += await drop_partitions_before(engine, moment, (usage_records,))
+        # What somebody reads all the time is left for the next round: then its calls are, too, or it would be of none.
+        spoken = await months_kept(engine, usage_content)
+        dropped += await drop_partitions_before(engine, moment, (usage_records,), but=spoken)
     for name in dropped:
         PARTITIONS_DROPPED.add(name.rpartition("_p")[0])
         logger.info("partition_dropped", partition=name)

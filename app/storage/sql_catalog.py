@@ -144,6 +144,10 @@ class SqlCatalogStore:
                 rows = await _rows(connection, named)
             has_same_names = not gone and rows.names <= catalog.models.keys()
             order = None if has_same_names else list((await connection.execute(_order)).scalars())
+            unsaid = set(order or ()) - rows.names - catalog.models.keys()
+            if unsaid:  # written by somebody's own SQL, which notes no change
+                named |= unsaid
+                rows = await _rows(connection, named)
         self.left_out = tuple(each for each in self.left_out if each.model not in named)
         return catalog.renewed(revision, await self._built(rows), order)
 

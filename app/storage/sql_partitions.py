@@ -7,7 +7,7 @@ A partition is built beside its table and then attached: that takes a lock which
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
 
 import asyncpg
@@ -65,19 +65,32 @@ async def ensure_partitions(engine: AsyncEngine, months: Iterable[Month]) -> lis
 
 
 async def drop_partitions_before(
-    engine: AsyncEngine, moment: datetime, tables: Sequence[Table] = PARTITIONED
+    engine: AsyncEngine, moment: datetime, tables: Sequence[Table] = PARTITIONED, *, but: Collection[Month] = ()
 ) -> list[str]:
-    """Drop the partitions of these tables that end before `moment`: all they hold is older. Returns those dropped.
+    """Drop the partitions of these tables that end before `moment`, `but` those: all they hold is older. Returns those dropped.
 
     One that is in use all the time is left for the next round. Raises: NotTheOwner.
     """
     dropped: list[str] = []
     oldest_kept = month_of(moment)
     for table in tables:
-        for name in await _partitions(engine, table):
-            if name < partition_name(table, oldest_kept) and await _dropped(engine, table, name):
+        for month in sorted(await months_kept(engine, table) - set(but)):
+            name = partition_name(table, month)
+            if month < oldest_kept and await _dropped(engine, table, name):
                 dropped.append(name)
     return dropped
+
+
+async def months_kept(engine: AsyncEngine, table: Table) -> set[Month]:
+    """The months that have a partition, also one that was detached and not dropped yet; a partition that somebody made by hand under
+    another name is left alone."""
+    query = text(
+        "SELECT relname FROM pg_class WHERE relname ~ :pattern AND relkind = 'r' "
+        "AND relnamespace = CAST(current_schema() AS regnamespace)"
+    )
+    async with transaction(engine) as connection:
+        found = await connection.execute(query, {"pattern": rf"^{table.name}_p[0-9]{{4}}_[0-9]{{2}}$"})
+        return {(int(name[-7:-3]), int(name[-2:])) for name in found.scalars()}
 
 
 async def _dropped(engine: AsyncEngine, table: Table, name: str) -> bool:
@@ -142,15 +155,3 @@ async def _make(connection: AsyncConnection, table: Table, month: Month) -> None
     await _as_owner(
         connection, f"ALTER TABLE {table.name} ATTACH PARTITION {name} FOR VALUES FROM ('{begins}') TO ('{ends}')"
     )
-
-
-async def _partitions(engine: AsyncEngine, table: Table) -> list[str]:
-    """The names that sort by time, also of one that was detached and not dropped yet; a partition that somebody made by hand under
-    another name is left alone."""
-    query = text(
-        "SELECT relname FROM pg_class WHERE relname ~ :pattern AND relkind = 'r' "
-        "AND relnamespace = CAST(current_schema() AS regnamespace) ORDER BY relname"
-    )
-    async with transaction(engine) as connection:
-        found = await connection.execute(query, {"pattern": rf"^{table.name}_p[0-9]{{4}}_[0-9]{{2}}$"})
-        return list(found.scalars())

@@ -89,6 +89,26 @@ async def test_a_partition_that_is_read_all_the_time_stops_writers_for_no_longer
     assert max(waits) < 2.0  # a fifth of a second, and what a loaded machine adds
 
 
+async def test_no_call_is_dropped_before_what_was_said_in_it(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T140: bodies that somebody reads all the time stay for the next round, and so do their records: none is left an orphan."""
+    monkeypatch.setattr("app.storage.sql_partitions.DROP_REST_S", 0.05)
+    await ensure_partitions(engine, OLD)
+    same_for_both = Retention(log_days=90, ledger_days=90)
+
+    async with transaction(engine) as reading:
+        await reading.execute(text("SELECT count(*) FROM usage_content_p2026_06"))
+        _, dropped = await keep_partitions(engine, same_for_both, NOW)
+    again = (await keep_partitions(engine, same_for_both, NOW))[1]
+
+    assert {name for name in dropped if name.startswith("usage_")} == {
+        "usage_content_p2026_07",
+        "usage_records_p2026_07",
+    }
+    assert {name for name in again if name.startswith("usage_")} == {"usage_content_p2026_06", "usage_records_p2026_06"}
+
+
 async def test_what_was_detached_and_not_dropped_is_dropped_the_next_time(engine: AsyncEngine) -> None:
     """A process that dies between the two steps."""
     await ensure_partitions(engine, OLD)

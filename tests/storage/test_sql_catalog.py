@@ -320,3 +320,19 @@ async def test_of_a_thousand_models_one_change_reads_one(engine: AsyncEngine, pl
     assert sum(rows for rows in answered if rows > 0) < 10
     assert len(answered) < 10
     assert [name for name, model in renewed.models.items() if model is not before.models[name]] == ["m500"]
+
+
+async def test_a_model_that_was_written_by_hand_is_found_with_the_next_change(
+    engine: AsyncEngine, plant: SqlPlanter
+) -> None:
+    """Nobody noted it as a change; the gateway follows all the same, and shows what there is."""
+    gateway, store = open_gateway(engine), store_with(engine, HOUSE_KEY)
+    await gateway.management.models.create(OWNER, ModelSpec("before"))
+    before = await store.load()
+    await gateway.execute("INSERT INTO models (name) VALUES ('by-hand')")
+    await gateway.management.models.create(OWNER, ModelSpec("after"))
+
+    renewed = await store.renewed(before, before.revision)
+
+    assert sorted(renewed.models) == ["after", "before", "by-hand"]
+    assert renewed == await store.load()
