@@ -93,6 +93,7 @@ async def running(process: Process, departure: Departure) -> AsyncIterator[None]
                 with suppress(DependencyUnavailable):
                     await process.stores.election.resign()
                     await process.stores.presence.withdraw()
+                    await process.stores.endpoint_figures.withdraw()
 
 
 def departure_of(container: Container) -> Departure:
@@ -137,6 +138,7 @@ def chores(process: Process) -> list[Chore]:
         Chore(
             "presence", lambda: process.stores.presence.report(container.catalog.revision), every_s=2.0, after=loaded
         ),
+        Chore("endpoint-figures", container.endpoint_care.tell, every_s=2.0, after=loaded),
         Chore("messages", lambda: process.stores.signals.listen(container.catalog.heard)),
         Chore("leases", admission.renew_leases, every_s=settings.reservation_lease_seconds / 3),
         Chore("checkpoints", admission.checkpoints.write, every_s=LOOK_EVERY_S),

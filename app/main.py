@@ -154,6 +154,7 @@ def _endpoint_care(clock: Clock, stores: Stores, people: People, upstreams: Upst
         balancer=upstreams.balancer,
         events=upstreams.events,
         store=stores.endpoint_events,
+        figures=stores.endpoint_figures,
         commands=people.commands.endpoints,
         check=calls.checks.check,
         catalog=lambda: catalog.current,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, timedelta
 from typing import Any
@@ -17,6 +17,8 @@ from app.admin.sign_in_page import refused_page
 from app.config import Settings, load_settings
 from app.domain.catalog import EMPTY, Endpoint, HealthCheckKind
 from app.domain.egress import EgressPolicy
+from app.domain.endpoint_figures import Figures
+from app.exceptions import CounterStoreAway
 from app.middleware.admin_session import AdminSessionMiddleware
 from app.routers import admin, alerts, apps, management, sessions, sign_in
 from app.routers.errors import install_error_handlers
@@ -74,6 +76,23 @@ class NoNews:
     async def listen(self, heard: Callable[[bytes], None]) -> None: ...
 
 
+class OtherProcesses:
+    """What other processes told of endpoints; by default there are none."""
+
+    def __init__(self) -> None:
+        self.others: list[Mapping[str, Figures]] = []
+        self.told_last: Mapping[str, Figures] = {}
+        self.is_away = False
+
+    async def tell(self, figures: Mapping[str, Figures]) -> None:
+        self.told_last = figures
+
+    async def told(self, endpoint_ids: Sequence[str]) -> list[Mapping[str, Figures]]:
+        if self.is_away:
+            raise CounterStoreAway
+        return self.others
+
+
 async def no_check(endpoint: Endpoint, kind: HealthCheckKind) -> Check:
     raise AssertionError("nothing is served here, so nothing is checked")
 
@@ -96,6 +115,7 @@ class Gateway:
     alerts: Alerts
     balancer: LoadBalancer
     endpoint_care: EndpointCare
+    other_processes: OtherProcesses
     published: Published
     pepper: bytes
     sealer: Sealer
@@ -135,6 +155,7 @@ def open_gateway(
     )
     kept = SqlEndpointEvents(engine)
     events = EndpointEvents(store=kept, news=NoNews(), clock=clock, process_id="this-process")
+    figures = OtherProcesses()
     balancer = LoadBalancer(clock, chance=lambda: 0.5, on_change=events.changed)
     admin_access, sessions = AdminAccess(store, clock, pepper, admin_token), SqlSessions(engine)
     audit = SqlAudit(engine)
@@ -156,11 +177,13 @@ def open_gateway(
             balancer=balancer,
             events=events,
             store=kept,
+            figures=figures,
             commands=commands.endpoints,
             check=no_check,
             catalog=lambda: EMPTY,
             clock=clock,
         ),
+        other_processes=figures,
         published=published,
         pepper=pepper,
         sealer=sealer,

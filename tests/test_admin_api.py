@@ -20,6 +20,7 @@ from sqlalchemy import event
 
 from app.domain.access import Actor, Role
 from app.domain.breaker import Fault
+from app.domain.endpoint_figures import Figures, LastFault
 from app.domain.record import CallContent
 from app.exceptions import AttemptFailed, DependencyUnavailable, FailureKind, GatewayError, UpstreamError
 from app.routers import admin, alerts, apps, management, sessions
@@ -723,6 +724,62 @@ async def test_routing_of_a_model_and_rules_of_a_breaker_come_back_as_they_were_
     assert (await _ok(api.get("/models/m")))["shadow"] is None
     unknown = {"shadow": {"model": "nobody", "percent": 5}}
     await _refused(api.patch("/models/m", json=unknown), 400, "invalid_request", "shadow.model")
+
+
+async def test_the_figures_of_an_endpoint_are_those_of_all_processes(api: Client, gateway: Gateway) -> None:
+    endpoint = await _with_endpoint(api)
+    id, path = endpoint["id"], f"/endpoints/{endpoint['id']}"
+    _fail(gateway, id)
+    later_ms = int(gateway.clock.now().timestamp() * 1000) + 1000
+    later = LastFault(later_ms, "timeout", "first_token_timeout")
+    gateway.other_processes.others = [
+        {id: Figures(in_flight=7, calls=95, faults=1, first_token_ms=200, last_fault=later)},
+        {id: Figures(in_flight=1, calls=0, faults_in_row=2, open_in=1)},
+        {},
+    ]
+
+    shown = await _ok(api.get(path))
+    (listed,) = [each for each in (await _ok(api.get("/endpoints")))["items"] if each["id"] == id]
+
+    live = shown["live"]
+    assert live == listed["live"]
+    assert (live["processes"], live["open_in"], live["in_flight"]) == (4, 2, 5 + 7 + 1), "those of _fail stay"
+    assert (live["calls"], live["faults"], live["fault_percent"], live["faults_in_row"]) == (100, 6, 6, 5)
+    assert live["first_token_ms"] == 200
+    assert (live["last_fault"]["reason"], live["last_fault"]["message"]) == ("first_token_timeout", None)
+    assert (shown["state"], live["opened_by"], live["opens_in_seconds"]) == ("open", "error", 2.0), (
+        "as this process has it"
+    )
+
+
+async def test_while_redis_is_away_the_figures_are_those_of_the_process_that_answers(
+    api: Client, gateway: Gateway
+) -> None:
+    endpoint = await _with_endpoint(api)
+    _fail(gateway, endpoint["id"])
+    gateway.other_processes.is_away = True
+
+    live = (await _ok(api.get(f"/endpoints/{endpoint['id']}")))["live"]
+
+    assert (live["processes"], live["open_in"], live["faults"]) == (1, 1, 5)
+    assert live["last_fault"]["message"] == "it broke"
+
+
+async def test_a_process_tells_of_endpoints_that_it_knows_something_of_and_keeps_their_words_to_itself(
+    api: Client, gateway: Gateway
+) -> None:
+    known = await _with_endpoint(api)
+    gateway.balancer.live(an_endpoint("untouched"))
+    _fail(gateway, known["id"])
+
+    await gateway.endpoint_care.tell()
+
+    assert set(gateway.other_processes.told_last) == {known["id"]}
+    told = gateway.other_processes.told_last[known["id"]]
+    assert (told.calls, told.faults, told.faults_in_row, told.open_in) == (5, 5, 5, 1)
+    assert told.last_fault is not None
+    assert (told.last_fault.reason, told.last_fault.upstream_status) == ("status_500", 500)
+    assert "it broke" not in repr(told)
 
 
 def _fail(gateway: Gateway, endpoint_id: str) -> None:

@@ -19,7 +19,9 @@ class LastFaultView(BaseModel):
     fault: str = Field(examples=["timeout"])
     reason: str = Field(examples=["first_token_timeout"])
     upstream_status: int | None
-    message: str | None = Field(description="The upstream's own words, cleaned.")
+    message: str | None = Field(
+        description="The upstream's own words, cleaned; null as well where another process heard them: `…/events` has them."
+    )
 
 
 class LastCheckView(BaseModel):
@@ -30,14 +32,21 @@ class LastCheckView(BaseModel):
 
 
 class LiveView(BaseModel):
-    """As the process that answers sees it; the others see their own share of the calls."""
+    """Over all processes; what others know is up to two seconds old. `state`, `opened_by` and `opens_in_seconds` are those of the
+    process that answers."""
 
+    processes: int = Field(
+        description="How many are counted here: all that run. 1 while Redis is away: the one that answers."
+    )
+    open_in: int = Field(description="In how many of them its breaker is open or half open.")
     in_flight: int
-    first_token_ms: int | None = Field(description="Peak-sensitive moving average; null: no answer yet.")
+    first_token_ms: int | None = Field(
+        description="Peak-sensitive moving average, of several processes by their calls; null: no answer yet."
+    )
     calls: int = Field(description="Attempts within the breaker's window.")
     faults: int
     fault_percent: int = Field(description="Of these.")
-    faults_in_row: int
+    faults_in_row: int = Field(description="In the process that has seen most.")
     opened_by: str | None = Field(description="Why it is open or half open.", examples=["error"])
     opens_in_seconds: float = Field(description="Until it is half open; 0: a call may go there now.")
     limited_by: str | None = Field(description="Which of its own limits is used up now.")
@@ -48,6 +57,8 @@ class LiveView(BaseModel):
     def of(cls, standing: Standing) -> LiveView:
         fault, check = standing.last_fault, standing.last_check
         return cls(
+            processes=standing.processes,
+            open_in=standing.open_in,
             in_flight=standing.in_flight,
             first_token_ms=standing.first_token_ms,
             calls=standing.calls,

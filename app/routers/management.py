@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any, Literal
 
@@ -99,14 +99,20 @@ async def delete_model(services: Services, actor: Caller, name: str, version: Ve
 # ── Endpoints ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _view(services: AdminServices, row: EndpointRow) -> LiveEndpointView:
-    return LiveEndpointView.standing(row, services.endpoint_care.standing(row.id))
+async def _view(services: AdminServices, row: EndpointRow) -> LiveEndpointView:
+    (view,) = await _endpoint_views(services, [row])
+    return view
+
+
+async def _endpoint_views(services: AdminServices, rows: Sequence[EndpointRow]) -> list[LiveEndpointView]:
+    standings = await services.endpoint_care.standings([row.id for row in rows])
+    return [LiveEndpointView.standing(row, standings[row.id]) for row in rows]
 
 
 @endpoints.get("")
 async def list_endpoints(services: Services, query: Listing) -> PageView[LiveEndpointView]:
     page = await services.management.endpoints.page(query)
-    return PageView(items=[_view(services, row) for row in page.items], next_cursor=page.next_cursor)
+    return PageView(items=await _endpoint_views(services, page.items), next_cursor=page.next_cursor)
 
 
 @endpoints.post("", status_code=201)
@@ -116,14 +122,14 @@ async def create_endpoint(
     """Register an upstream of a model. Its credential is stored encrypted and never shown again."""
     row = await services.management.endpoints.create(actor, body.spec(), body.credential())
     version.tell(row.spec)
-    return _view(services, row)
+    return await _view(services, row)
 
 
 @endpoints.get("/{endpoint_id}")
 async def get_endpoint(services: Services, endpoint_id: str, version: Versioned) -> LiveEndpointView:
     row = await services.management.endpoints.get(endpoint_id)
     version.tell(row.spec)
-    return _view(services, row)
+    return await _view(services, row)
 
 
 @endpoints.patch("/{endpoint_id}")
@@ -135,7 +141,7 @@ async def patch_endpoint(
     changes, credential = body.changes(merges=True), body.credential()
     row = await commands.patch(actor, endpoint_id, changes, credential, expected=version.expected)
     version.tell(row.spec)
-    return _view(services, row)
+    return await _view(services, row)
 
 
 @endpoints.delete("/{endpoint_id}", status_code=204)
@@ -152,7 +158,7 @@ async def drain_endpoint(
 ) -> LiveEndpointView:
     """Send it no new calls; those in flight finish. `{"draining": false}` undoes it."""
     draining = (body or Drain()).draining
-    return _view(services, await services.endpoint_care.drain(actor, endpoint_id, draining=draining))
+    return await _view(services, await services.endpoint_care.drain(actor, endpoint_id, draining=draining))
 
 
 @endpoints.post("/{endpoint_id}/check")
@@ -168,13 +174,13 @@ async def check_endpoint(
 @endpoints.post("/{endpoint_id}/undrain")
 async def undrain_endpoint(services: Services, actor: Caller, endpoint_id: str) -> LiveEndpointView:
     """Send it calls again."""
-    return _view(services, await services.endpoint_care.drain(actor, endpoint_id, draining=False))
+    return await _view(services, await services.endpoint_care.drain(actor, endpoint_id, draining=False))
 
 
 @endpoints.post("/{endpoint_id}/reset")
 async def reset_endpoint(services: Services, actor: Caller, endpoint_id: str) -> LiveEndpointView:
     """Close its breaker in every process and forget what it failed at: the next call may go there."""
-    return _view(services, await services.endpoint_care.reset(actor, endpoint_id))
+    return await _view(services, await services.endpoint_care.reset(actor, endpoint_id))
 
 
 @endpoints.get("/{endpoint_id}/events")
@@ -412,7 +418,8 @@ async def endpoint_health(services: Services) -> EndpointsHealth:
     cursor: str | None = None
     while True:
         page = await services.management.endpoints.page(ListQuery(limit=200, cursor=cursor))
-        for view in (_view(services, row) for row in page.items):
+        for row in page.items:
+            view = LiveEndpointView.standing(row, services.endpoint_care.standing(row.id))
             found.append(EndpointHealth(**view.model_dump(include=set(EndpointHealth.model_fields))))
         cursor = page.next_cursor
         if cursor is None:

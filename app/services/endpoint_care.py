@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from app.clock import Clock
 from app.domain.access import Actor
 from app.domain.breaker import BreakerState, Fault
 from app.domain.catalog import Catalog, Endpoint, HealthCheckKind
-from app.exceptions import Conflict
+from app.domain.endpoint_figures import Figures, LastFault, together
+from app.exceptions import Conflict, DependencyUnavailable
 from app.services.endpoint_checks import Check
 from app.services.endpoint_events import EndpointEvents, News
 from app.services.live_endpoint import Checked, Mishap
 from app.services.load_balancer import LoadBalancer
 from app.services.manage_catalog import EndpointCommands
-from app.storage.endpoint_ports import EndpointEvent, EndpointEventStore, EventKind
+from app.storage.endpoint_ports import EndpointEvent, EndpointEventStore, EndpointFigures, EventKind
 from app.storage.management_ports import EndpointRow, Page
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How one endpoint stands, as this process sees it."""
+    """How one endpoint stands: by what `processes` of them know, but for its state and why, which are this one's."""
 
     state: BreakerState
+    processes: int = 1
+    open_in: int = 0
+    """In how many of them its breaker is not closed."""
     in_flight: int = 0
     first_token_ms: int | None = None
     calls: int = 0
@@ -43,6 +49,9 @@ class Standing:
 UNKNOWN = Standing(BreakerState.CLOSED)
 
 
+PACE: Final = 100
+"""Endpoints looked at in one turn of the event loop: about a millisecond. Some companies have thousands."""
+
 MakeCheck = Callable[[Endpoint, HealthCheckKind], Awaitable[Check]]
 """One active check, now; its finding is told to every process."""
 
@@ -54,6 +63,7 @@ class EndpointCare:
         balancer: LoadBalancer,
         events: EndpointEvents,
         store: EndpointEventStore,
+        figures: EndpointFigures,
         commands: EndpointCommands,
         check: MakeCheck,
         catalog: Callable[[], Catalog],
@@ -62,12 +72,73 @@ class EndpointCare:
         self._balancer = balancer
         self._events = events
         self._store = store
+        self._figures = figures
         self._commands = commands
         self._check = check
         self._catalog = catalog
         self._clock = clock
 
+    async def tell(self) -> None:
+        """Tell the other processes what this one knows of endpoints. Raises: DependencyUnavailable."""
+        figures: dict[str, Figures] = {}
+        for live in [live for live in self._balancer.all_live() if not live.is_untouched]:
+            figures[live.id] = self._figures_of(self.standing(live.id))
+            if len(figures) % PACE == 0:
+                await asyncio.sleep(0)
+        await self._figures.tell(figures)
+
+    async def standings(self, endpoint_ids: Sequence[str]) -> dict[str, Standing]:
+        """How endpoints stand over all processes. What the others know is up to two seconds old; while Redis is away it is left out."""
+        try:
+            others = await self._figures.told(endpoint_ids)
+        except DependencyUnavailable:
+            others = []
+        return {
+            endpoint_id: self._over_all(
+                self.standing(endpoint_id),
+                [told[endpoint_id] for told in others if endpoint_id in told],
+                1 + len(others),
+            )
+            for endpoint_id in endpoint_ids
+        }
+
+    def _over_all(self, own: Standing, others: Sequence[Figures], processes: int) -> Standing:
+        figures = together([self._figures_of(own), *others])
+        last, last_fault, last_fault_at = figures.last_fault, own.last_fault, own.last_fault_at
+        if last is not None and (last_fault_at is None or last.at_ms > _ms(last_fault_at)):
+            last_fault = Mishap(0.0, last.fault, last.reason, last.upstream_status, None)
+            last_fault_at = datetime.fromtimestamp(last.at_ms / 1000, UTC)
+        return replace(
+            own,
+            processes=processes,
+            open_in=figures.open_in,
+            in_flight=figures.in_flight,
+            first_token_ms=figures.first_token_ms,
+            calls=figures.calls,
+            faults=figures.faults,
+            faults_in_row=figures.faults_in_row,
+            limited_by=figures.limited_by,
+            last_fault=last_fault,
+            last_fault_at=last_fault_at,
+        )
+
+    def _figures_of(self, own: Standing) -> Figures:
+        mishap, at = own.last_fault, own.last_fault_at
+        return Figures(
+            in_flight=own.in_flight,
+            calls=own.calls,
+            faults=own.faults,
+            faults_in_row=own.faults_in_row,
+            first_token_ms=own.first_token_ms,
+            open_in=own.open_in,
+            limited_by=own.limited_by,
+            last_fault=None
+            if mishap is None or at is None
+            else LastFault(_ms(at), str(mishap.fault), mishap.reason, mishap.upstream_status),
+        )
+
     def standing(self, endpoint_id: str) -> Standing:
+        """How it stands as far as this process knows."""
         live = self._balancer.find(endpoint_id)
         if live is None:
             return UNKNOWN
@@ -75,6 +146,7 @@ class EndpointCare:
         calls, faults = breaker.counted(now_s)
         return Standing(
             state=breaker.state(now_s),
+            open_in=0 if breaker.is_closed else 1,
             in_flight=live.in_flight,
             first_token_ms=round(live.latency.last_s * 1000) or None,
             calls=calls,
@@ -149,3 +221,7 @@ class EndpointCare:
 
     def _moment(self, at_s: float, now_s: float) -> datetime:
         return self._clock.now() - timedelta(seconds=now_s - at_s)
+
+
+def _ms(moment: datetime) -> int:
+    return round(moment.timestamp() * 1000)

@@ -59,6 +59,11 @@ class LiveEndpoint:
         self.spare = Candidate(self.endpoint.id, "not chosen")
 
     @property
+    def is_untouched(self) -> bool:
+        """Nobody has called it from here, and nothing was heard of it: there is nothing to tell."""
+        return not self.in_flight and not self.latency.last_s and self.mishap is None and self.breaker.is_closed
+
+    @property
     def id(self) -> str:
         return self.endpoint.id
 

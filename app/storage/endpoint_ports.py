@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
 from app.domain.catalog import Endpoint
+from app.domain.endpoint_figures import Figures
 from app.storage.management_ports import Page
 
 
@@ -75,6 +76,18 @@ class EndpointNews(Protocol):
 
     async def listen(self, heard: Callable[[bytes], None]) -> None:
         """Until the connection breaks, then raise DependencyUnavailable."""
+        ...
+
+
+class EndpointFigures(Protocol):
+    """What each process knows of endpoints, for the others to read. Every method may raise DependencyUnavailable."""
+
+    async def tell(self, figures: Mapping[str, Figures]) -> None:
+        """By endpoint, in the place of all that this process told before."""
+        ...
+
+    async def told(self, endpoint_ids: Sequence[str]) -> list[Mapping[str, Figures]]:
+        """What every other process that told lately said of these endpoints; an endpoint of which it had nothing to say is left out."""
         ...
 
 

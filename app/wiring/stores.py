@@ -15,6 +15,7 @@ from app.services.recovery import RecoveringCounters
 from app.storage.journal import Journal
 from app.storage.local_counters import LocalCounters
 from app.storage.redis_counters import RedisCounters, RedisUsageSink
+from app.storage.redis_endpoint_figures import RedisEndpointFigures
 from app.storage.redis_presence import RedisPresence
 from app.storage.redis_signals import RedisElection, RedisSignals
 from app.storage.sql_alerts import SqlAlertStore
@@ -42,6 +43,7 @@ class Stores:
     signals: RedisSignals
     election: RedisElection
     presence: RedisPresence
+    endpoint_figures: RedisEndpointFigures
     # In PostgreSQL.
     ledger: SqlUsageStore
     reports: SqlReportStore
@@ -77,6 +79,7 @@ def open_stores(settings: Settings, clock: Clock) -> Stores:
         signals=RedisSignals(redis),
         election=RedisElection(redis, process_id=process_id),
         presence=RedisPresence(redis, process_id=process_id, version=__version__),
+        endpoint_figures=RedisEndpointFigures(redis, process_id=process_id),
         ledger=ledger,
         reports=SqlReportStore(engine),
         keys=SqlKeyStore(engine, clock=clock, zone=settings.budget_zone),

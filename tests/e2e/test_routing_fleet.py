@@ -82,6 +82,32 @@ async def test_what_one_replica_sees_fail_all_leave_alone_and_what_one_is_told_t
             await asyncio.sleep(0.02)
 
 
+async def test_an_endpoints_figures_are_those_of_all_replicas(house: House, fleet: GatewayFleet) -> None:
+    key, model = await house.key(), await house.model(BROKEN, endpoints=0)
+    endpoint = await house.endpoint(model, breaker={"faults_in_row": 100, "window_seconds": 3600})
+    await house.known_to(fleet.gateways)
+    for gateway in fleet.gateways:
+        assert (await chat_at(gateway, key, model)).status == 502
+    await house.upstream.script(by_model={model: Scenario(hang_before_headers=True)})
+
+    hanging = [asyncio.create_task(chat_at(gateway, key, model)) for gateway in fleet.gateways for _ in range(3)]
+    try:
+        async with asyncio.timeout(20):
+            while (live := (await endpoint_at(fleet[0], endpoint))["live"])["in_flight"] != 6:
+                await asyncio.sleep(0.1)
+    finally:
+        for call in hanging:
+            call.cancel()
+        await asyncio.gather(*hanging, return_exceptions=True)
+
+    assert live["processes"] >= 3, "both, and that of the house"
+    assert (live["calls"], live["faults"], live["open_in"]) == (2, 2, 0)
+    assert live["last_fault"]["reason"] == "status_500"
+    async with asyncio.timeout(20):
+        while (await endpoint_at(fleet[1], endpoint))["live"]["in_flight"]:
+            await asyncio.sleep(0.1)
+
+
 async def test_a_quota_of_an_endpoint_is_one_for_all_replicas(house: House, fleet: GatewayFleet) -> None:
     key, model = await house.key(), await house.model(Scenario(delay_ms=300), endpoints=0)
     await house.endpoint(model, max_concurrency=2)

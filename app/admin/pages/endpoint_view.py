@@ -65,8 +65,13 @@ async def endpoint_views(visit: Visit, *, model: str | None = None) -> list[Endp
             break
     since = visit.now - timedelta(hours=HOURS - 1)
     hours = await visit.services.overview.endpoint_hours(since, visit.now + timedelta(hours=1))
-    return [view_of(visit, row, [hour for hour in hours if hour.endpoint_id == row.id]) for row in reversed(rows)]
+    standings = await visit.services.endpoint_care.standings([row.id for row in rows])
+    return [
+        EndpointView(row, standings[row.id], [hour for hour in hours if hour.endpoint_id == row.id])
+        for row in reversed(rows)
+    ]
 
 
-def view_of(visit: Visit, row: EndpointRow, hours: Sequence[HourOfEndpoint]) -> EndpointView:
-    return EndpointView(row, visit.services.endpoint_care.standing(row.id), hours)
+async def view_of(visit: Visit, row: EndpointRow, hours: Sequence[HourOfEndpoint]) -> EndpointView:
+    standings = await visit.services.endpoint_care.standings([row.id])
+    return EndpointView(row, standings[row.id], hours)

@@ -34,7 +34,7 @@ async def _show(visit: Visit, check: Check | None) -> Response:
     hours = await services.overview.endpoint_hours(
         visit.now - timedelta(hours=HOURS - 1), visit.now + timedelta(hours=1)
     )
-    view = view_of(visit, row, [hour for hour in hours if hour.endpoint_id == row.id])
+    view = await view_of(visit, row, [hour for hour in hours if hour.endpoint_id == row.id])
     prices = [each for each in await services.overview.prices(row.spec.model) if each.endpoint_id == row.id]
     events = await services.endpoint_care.events(row.id, limit=EVENTS_SHOWN, cursor=None)
     return visit.page(
