@@ -14,7 +14,7 @@
    time ± 20 % so that replicas do not probe in step. Then it is half open: one attempt at a time may go through, as a probe.
 4. An upstream that says when to come back is left alone until then, and a little longer; what it says later extends, never shortens.
    A refused credential opens at once, for `CREDENTIAL_OPEN_S`: it does not mend itself, an administrator does.
-5. Faults of callers and callers who leave are never handed in as faults.
+5. Faults of callers are never handed in as faults; callers who leave only where `hang_up` says so.
 
 An endpoint is thus never shut off for good: the longest it goes without an attempt is `max_open_s` + 20 %, or what it asked for itself.
 """

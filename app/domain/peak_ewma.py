@@ -33,6 +33,11 @@ class PeakEwma:
         return self._s * exp(-max(0.0, now_s - self._at_s) / DECAY_S) if self._s else 0.0
 
     @property
+    def observed_at_s(self) -> float:
+        """When it was last observed, by the clock of `observe`; 0: never."""
+        return self._at_s
+
+    @property
     def last_s(self) -> float:
         """As it was when it was last observed, not faded: what people are shown."""
         return self._s

@@ -274,7 +274,11 @@ class Failover:
             raise
         except BaseException:
             self._end(attempt, "cancelled", meter)
-            balancer.abandoned(live, ticket)
+            if meter.has_client_left:
+                deadline_s = endpoint.timeouts.first_byte_s(is_stream=meter.call.is_stream)
+                balancer.hung_up(live, ticket, began_s=began_s, deadline_s=deadline_s)
+            else:
+                balancer.abandoned(live, ticket)
             await self._left(live, claim, meter)
             raise
         took_s = self._clock.monotonic() - began_s

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import timedelta
+from math import inf
 
 from app.clock import Clock
 from app.domain import routing
 from app.domain.breaker import Breaker, BreakerState, Change, Fault
 from app.domain.call import Candidate, Meter
 from app.domain.catalog import EMPTY, Catalog, Endpoint, Model, Sticky, Strategy
+from app.domain.hang_up import shows_hanging
 from app.domain.pricing import Price
 from app.exceptions import AttemptFailed
 from app.services.live_endpoint import Checked, LiveEndpoint, Mishap
@@ -162,6 +164,18 @@ class LoadBalancer:
 
     def abandoned(self, live: LiveEndpoint, ticket: int) -> None:
         live.breaker.abandoned(ticket)
+
+    def hung_up(self, live: LiveEndpoint, ticket: int, *, began_s: float, deadline_s: float) -> None:
+        """The attempt's caller left before its answer began. Where others have answers meanwhile, that says nothing."""
+        now_s, latency = self._clock.monotonic(), live.latency
+        answered_ago_s = now_s - latency.observed_at_s if latency.last_s else inf
+        if shows_hanging(
+            waited_s=now_s - began_s, deadline_s=deadline_s, usual_s=latency.last_s, answered_ago_s=answered_ago_s
+        ):
+            mishap = Mishap(now_s, Fault.TIMEOUT, "caller_gave_up", None, None)
+            self._failed(live, ticket, Fault.TIMEOUT, mishap)
+        else:
+            self.abandoned(live, ticket)
 
     def limited(self, live: LiveEndpoint, by: str, retry_after_s: float) -> None:
         """One of the endpoint's own limits has nothing left for so long."""

@@ -174,6 +174,32 @@ async def test_with_one_retry_two_requests_are_sent_and_the_caller_gets_a_502(ho
     assert len(await sent_to(house, model)) == 2
 
 
+async def test_an_endpoint_whose_callers_all_hang_up_is_found_out(house: House) -> None:
+    """T074, of clients whose deadline is shorter than the endpoint's."""
+    key, model = await house.key(), await house.model(Scenario(hang_before_headers=True), endpoints=0)
+    endpoint = await house.endpoint(
+        model,
+        timeouts={"first_token_seconds": 60},
+        breaker={"faults_in_row": 2, "open_seconds": 60, "max_open_seconds": 60},
+    )
+    waiting = [asyncio.create_task(house.chat(key, model, stream=True)) for _ in range(2)]
+    async with asyncio.timeout(20):
+        while len(await sent_to(house, model)) < len(waiting):
+            await asyncio.sleep(0.05)
+
+    await asyncio.sleep(5.2)  # the least wait that says anything of an endpoint
+    for call in waiting:
+        call.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+    async with asyncio.timeout(20):
+        while (shown := await house.admin("GET", f"endpoints/{endpoint}", expect=200))["state"] != "open":
+            await asyncio.sleep(0.1)
+    last = shown["live"]["last_fault"]
+    assert (shown["live"]["opened_by"], last["fault"], last["reason"]) == ("timeout", "timeout", "caller_gave_up")
+    assert (await house.chat(key, model)).status == 503
+
+
 async def test_a_refused_credential_is_not_the_callers_and_is_told_once(house: House) -> None:
     """T064."""
     key = await house.key()

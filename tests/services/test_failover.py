@@ -87,6 +87,9 @@ class FakeProvider:
         self.closed_after: list[str] = []
         self.on_open: Callable[[Meter], None] = lambda _: None
 
+    def play(self, *steps: BaseException | float | None) -> None:
+        self._script += steps
+
     def opened(
         self,
         call: Call,
@@ -340,6 +343,61 @@ async def test_a_caller_who_leaves_while_the_answer_is_waited_for_is_not_served_
     assert house.provider.tried == ["a"]
     assert house.meter.attempts[-1].outcome == "cancelled"
     assert house.meter.endpoint is A, "the request was sent: it may have to be paid"
+
+
+async def hung_up(house: House, *, after_s: float, of: Endpoint = A) -> None:
+    """A caller who waits in vain and leaves."""
+    house.provider.play(after_s, asyncio.CancelledError())
+    house.meter.has_client_left = True
+    with pytest.raises(asyncio.CancelledError):
+        await house.call(a_model("m", of))
+
+
+async def test_callers_who_all_hang_up_on_a_hung_endpoint_open_it() -> None:
+    house = House()
+    for number in range(TO_OPEN):
+        assert house.balancer.state_of("a") == "closed", number
+        await hung_up(house, after_s=5.0)
+
+    assert house.balancer.state_of("a") == "open"
+    mishap = house.balancer.live(A).mishap
+    assert mishap is not None
+    assert (mishap.fault, mishap.reason) == ("timeout", "caller_gave_up")
+
+
+async def test_callers_who_hang_up_early_say_nothing() -> None:
+    house = House()
+    for _ in range(TO_OPEN):
+        await hung_up(house, after_s=4.9)
+    assert house.balancer.live(A).breaker.faults_in_row == 0
+
+
+async def test_callers_who_hang_up_on_an_endpoint_that_others_have_answers_of_say_nothing() -> None:
+    house = House()
+    for _ in range(TO_OPEN):
+        house.provider.on_open = lambda _: house.balancer.live(A).latency.observe(0.2, house.clock.monotonic())
+        await hung_up(house, after_s=30.0)
+    assert house.balancer.live(A).breaker.faults_in_row == 0
+
+
+async def test_a_slow_endpoint_is_given_ten_times_what_it_usually_takes() -> None:
+    house = House(2.0, None)
+    await house.call(a_model("m", A))
+    for _ in range(TO_OPEN):
+        await hung_up(house, after_s=19.0)
+    assert house.balancer.live(A).breaker.faults_in_row == 0
+    await hung_up(house, after_s=21.0)
+    assert house.balancer.live(A).breaker.faults_in_row == 1
+
+
+async def test_a_call_that_ends_for_another_reason_than_its_caller_says_nothing() -> None:
+    """A drain, say."""
+    house = House()
+    for _ in range(TO_OPEN):
+        house.provider.play(30.0, asyncio.CancelledError())
+        with pytest.raises(asyncio.CancelledError):
+            await house.call(a_model("m", A))
+    assert house.balancer.live(A).breaker.faults_in_row == 0
 
 
 async def test_nothing_that_a_failed_attempt_noted_counts_for_the_next_one() -> None:
