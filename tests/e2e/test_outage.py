@@ -225,7 +225,7 @@ async def test_a_process_started_while_postgresql_is_away_is_alive_and_heals_by_
                 seen.append((await early.chat(key, model)).status)
         await starting
 
-        assert set(seen) == {200, 503}
+        assert set(seen) <= {200, 503}
         async with asyncio.timeout(5):
             while await status_of(early, "/health/ready") != 200:
                 await asyncio.sleep(0.02)

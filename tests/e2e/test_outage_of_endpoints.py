@@ -256,8 +256,8 @@ async def test_of_many_calls_that_wait_for_an_endpoint_one_goes_through_as_its_p
     endpoint = await house.endpoint(model, breaker={"open_seconds": 1})
     for _ in range(5):
         await house.chat(key, model)
-    await house.upstream.script(by_model={model: Scenario(delay_ms=1500)})
-    async with asyncio.timeout(5):
+    await house.upstream.script(by_model={model: Scenario(delay_ms=3000)})
+    async with asyncio.timeout(10):
         while (await house.admin("GET", f"endpoints/{endpoint}", expect=200))["state"] != "half_open":
             await asyncio.sleep(0.02)
     before = len(await sent_to(house, model))
