@@ -414,6 +414,10 @@ def test_faults_can_be_chosen_one_by_one() -> None:
 
 
 async def started(*arguments: str, cwd: Path) -> asyncio.subprocess.Process:
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # as in a shell's background job, whose children would ignore it too
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "app", "torture", *arguments),
         env={"PYTHONPATH": str(REPO_ROOT), "PATH": "/usr/bin:/bin", "TMPDIR": str(cwd)},

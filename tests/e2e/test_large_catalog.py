@@ -192,12 +192,24 @@ async def test_a_hundred_changes_at_once_hold_everywhere_a_second_after_the_last
 
     async with asyncio.TaskGroup() as group:
         for name, alias in aliases.items():
-            group.create_task(crowd.house.admin("PATCH", f"models/{name}", {"aliases": [alias]}, expect=200))
+            group.create_task(_renamed(crowd, name, alias))
 
     began_s = time.monotonic()
     for alias in aliases.values():
         await _held_by_all(crowd, partial(_sees, secret=secret, model=alias))
-    assert time.monotonic() - began_s < WITHIN_S + 2 * BUSY_S  # 300 questions are asked in the meantime
+    took_s = time.monotonic() - began_s - stalled_s(began_s)
+    assert took_s < WITHIN_S + 2 * BUSY_S  # 300 questions are asked in the meantime
+
+
+async def _renamed(crowd: Trio, model: str, alias: str) -> None:
+    """Changes are made one after the other: on a slow machine the last of a hundred are told to come again."""
+    async with asyncio.timeout(20):
+        while True:
+            answer = await crowd.house.ask_admin("PATCH", f"models/{model}", {"aliases": [alias]})
+            if answer.status != 503:
+                break
+            await asyncio.sleep(0.2)
+    assert answer.status == 200, answer.text
 
 
 async def test_with_redis_away_a_change_among_a_thousand_models_holds_within_two_seconds(crowd: Trio) -> None:

@@ -18,6 +18,9 @@ from tests.kit.scenario import Scenario
 
 pytestmark = pytest.mark.timeout(120)
 
+BUSY_S = 2.0
+"""What a machine with more work than cores may add to the second that is promised."""
+
 BROKEN = Scenario(status=500)
 
 
@@ -60,13 +63,13 @@ async def test_what_one_replica_sees_fail_all_leave_alone_and_what_one_is_told_t
     await house.endpoint(model, upstream_model=f"{model}-good", weight=1)
     await house.upstream.script(by_model={f"{model}-bad": BROKEN})
     for gateway in fleet.gateways:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while (await chat_at(gateway, key, model)).status == 404:
                 await asyncio.sleep(0.05)
 
     for _ in range(25):
         assert (await chat_at(fleet[0], key, model)).status == 200
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(1 + BUSY_S):
         while {await state_at(gateway, bad) for gateway in fleet.gateways} != {"open"}:
             await asyncio.sleep(0.02)
 
@@ -77,7 +80,7 @@ async def test_what_one_replica_sees_fail_all_leave_alone_and_what_one_is_told_t
     assert (await house.upstream.invoice()).requests_by_model[f"{model}-bad"] == sent
 
     await house.admin("POST", f"endpoints/{bad}/reset", expect=200)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(1 + BUSY_S):
         while {await state_at(gateway, bad) for gateway in fleet.gateways} != {"closed"}:
             await asyncio.sleep(0.02)
 
@@ -112,7 +115,7 @@ async def test_a_quota_of_an_endpoint_is_one_for_all_replicas(house: House, flee
     key, model = await house.key(), await house.model(Scenario(delay_ms=300), endpoints=0)
     await house.endpoint(model, max_concurrency=2)
     for gateway in fleet.gateways:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while (await chat_at(gateway, key, model)).status == 404:
                 await asyncio.sleep(0.05)
     begun = len((await house.upstream.invoice()).of_model(model).lines)
