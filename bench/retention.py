@@ -3,7 +3,7 @@
 Starts a PostgreSQL, a Valkey and a gateway of its own, writes that many records with their bodies, spread over thirteen months, and calls
 steadily. Windows in which nothing is dropped take turns with windows in which month after month goes, by the code and the rules that the
 gateway and `python -m app maintain` use, bodies and refusals first, the ledger's records four months later. What is told: how long calls
-took in the ones and in the others, the longest wait for a lock of anybody, how long a step took, the gateway's memory and the disk's use.
+took in the ones and in the others, the longest wait of anybody for a table's lock, how long a step took, the gateway's memory, the disk.
 With `--data FOLDER` the filled database is kept there, and each run works on a copy of it.
 """
 
@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import logging
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -33,6 +36,7 @@ from bench.measure import Ratio
 from tests.e2e.conftest import environment
 from tests.e2e.house import House
 from tests.kit.load import Load, percentile
+from tests.kit.locks import watched_locks
 from tests.kit.processes import GatewayProcess, UpstreamProcess
 from tests.kit.scenario import Scenario
 
@@ -43,13 +47,9 @@ LEDGER_LONGER_DAYS = 122
 """Four months that the ledger's records outlive what was said in their calls."""
 CALLS_PER_SECOND = 80.0
 UPSTREAM_MS = 20.0
-LOOK_EVERY_S = 0.02
 FOR_EVER = {"LOG_RETENTION_DAYS": "36500", "LEDGER_RETENTION_DAYS": "0"}
 """The gateway's own rule: months are dropped when it is measured, not before."""
 
-LONGEST_WAIT = (
-    "SELECT coalesce(max(extract(epoch FROM clock_timestamp() - waitstart)), 0)::float8 FROM pg_locks WHERE NOT granted"
-)
 ORPHANS = """
 SELECT count(*) FROM usage_content AS body
 WHERE NOT EXISTS (SELECT 1 FROM usage_records AS call WHERE call.created_at = body.created_at AND call.request_id = body.request_id)
@@ -75,7 +75,7 @@ class Outcome:
     """How long each round of retention took: a month of three tables at most."""
     dropped: list[str] = field(default_factory=list)
     lock_wait_s: float = 0.0
-    """The longest that anybody was seen to wait for a lock of the database."""
+    """The longest that anybody was seen to wait for a table's lock."""
     memory_bytes: list[int] = field(default_factory=list)
     """Of the gateway, at the end of each pair of windows."""
     disk_before_bytes: int = 0
@@ -102,7 +102,7 @@ class Outcome:
         return [
             f"{self.calls:,} calls, {len(self.failed)} failed; {self.summed:,} summed",
             f"{len(self.dropped)} partitions dropped, a round p50 {median(self.steps_s):.2f} s, longest {max(self.steps_s):.2f} s",
-            f"longest wait for a lock {self.lock_wait_s * 1000:.0f} ms",
+            f"longest wait for a table's lock {self.lock_wait_s * 1000:.0f} ms",
             f"memory of the gateway {', '.join(f'{each / 1e6:.0f}' for each in self.memory_bytes)} MB",
             f"disk {self.disk_before_bytes / 1e9:.2f} GB before, {self.disk_after_bytes / 1e9:.2f} GB after",
             f"{self.orphans} bodies without a record; tables left over: {', '.join(self.left_over) or 'none'}",
@@ -147,20 +147,22 @@ async def _measured(house: House, postgres: PostgresServer, rounds: int, window_
     load = Load(house.gateway.port, key, model, per_second=CALLS_PER_SECOND)
     load.start()
     await load.until(window_s)  # memory and caches warm
-    async with _watched(postgres.url, outcome):
+    async with _dropper(postgres.url) as dropper, watched_locks(postgres.url) as waits:
         for steps in _dealt(rules(now), rounds):
             began = len(load.outcomes)
             await load.until(window_s)
             middle = len(load.outcomes)
-            await _drop(postgres.url, steps, now, outcome, window_s)
+            await _drop(dropper, steps, outcome, window_s)
             outcome.quiet_ms += [each.took_s * 1000 for each in load.outcomes[began:middle]]
             outcome.dropping_ms += [each.took_s * 1000 for each in load.outcomes[middle:]]
             outcome.memory_bytes.append(house.gateway.rss_bytes())
+    outcome.lock_wait_s = waits.longest_s
     answers = await load.stop()
     outcome.calls = len(answers)
     outcome.failed = [f"{each.status} {each.code}" for each in answers if each.status != 200]
     await _written(connection, model, 1 + outcome.calls - len(outcome.failed))
-    await _drop(postgres.url, rules(now)[-1:], now, outcome, 0)  # what was in use all the time
+    async with _dropper(postgres.url) as dropper:
+        await _drop(dropper, rules(now)[-1:], outcome, 0)  # what was in use all the time
     outcome.summed = await connection.fetchval(SUMS) - before
     outcome.orphans = await connection.fetchval(ORPHANS)
     outcome.left_over = [row["relname"] for row in await connection.fetch(LEFT_OVER)]
@@ -177,19 +179,48 @@ def _dealt(rules: Sequence[Retention], rounds: int) -> list[Sequence[Retention]]
     return [rules[first : first + each] for first in range(0, len(rules), each)]
 
 
-async def _drop(url: str, steps: Sequence[Retention], now: datetime, outcome: Outcome, window_s: float) -> None:
+async def _drop(
+    dropper: asyncio.subprocess.Process, steps: Sequence[Retention], outcome: Outcome, window_s: float
+) -> None:
     """Spread over the window, which is longer when the steps take longer."""
-    engine = open_engine(url.replace("postgresql://", "postgresql+asyncpg://"))
+    assert dropper.stdin is not None
+    assert dropper.stdout is not None
+    for retention in steps:
+        dropper.stdin.write(f"{outcome.at.timestamp()} {retention.log_days} {retention.ledger_days}\n".encode())
+        took, *dropped = (await dropper.stdout.readline()).decode().split()
+        outcome.steps_s.append(float(took))
+        outcome.dropped += dropped
+        await asyncio.sleep(max(0.0, window_s / len(steps) - float(took)))
+
+
+@asynccontextmanager
+async def _dropper(url: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A process of its own, as `python -m app maintain` is: what it does is no part of the callers' or the gateway's own work."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bench.retention", "--drop", url),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
     try:
-        for retention in steps:
-            began = time.monotonic()
-            _, dropped = await keep_partitions(engine, retention, now)
-            took_s = time.monotonic() - began
-            outcome.steps_s.append(took_s)
-            outcome.dropped += dropped
-            await asyncio.sleep(max(0.0, window_s / len(steps) - took_s))
+        yield process
     finally:
-        await engine.dispose()
+        process.kill()
+        await process.wait()
+
+
+async def _drop_as_told(url: str) -> None:
+    """Each line of standard input is a moment and two rules in days; each of standard output how long it took, and what went."""
+    logging.disable()
+    engine = open_engine(url.replace("postgresql://", "postgresql+asyncpg://"))
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        at, log_days, ledger_days = line.split()
+        began = time.monotonic()
+        with contextlib.redirect_stdout(sys.stderr):  # its log
+            retention = Retention(int(log_days), int(ledger_days))
+            _, dropped = await keep_partitions(engine, retention, datetime.fromtimestamp(float(at), UTC))
+        print(time.monotonic() - began, *dropped, flush=True)
+    await engine.dispose()
 
 
 async def _written(connection: asyncpg.Connection, model: str, calls: int) -> None:
@@ -202,25 +233,6 @@ async def _written(connection: asyncpg.Connection, model: str, calls: int) -> No
             ):
                 return
             await asyncio.sleep(0.2)
-
-
-@asynccontextmanager
-async def _watched(url: str, outcome: Outcome) -> AsyncIterator[None]:
-    """Look all the time who waits for a lock, and how long."""
-
-    async def look() -> None:
-        connection = await asyncpg.connect(url)
-        while True:
-            outcome.lock_wait_s = max(outcome.lock_wait_s, await connection.fetchval(LONGEST_WAIT))
-            await asyncio.sleep(LOOK_EVERY_S)
-
-    looking = asyncio.create_task(look())
-    try:
-        yield
-        if looking.done():
-            looking.result()
-    finally:
-        looking.cancel()
 
 
 def _disk_bytes(home: Path) -> int:
@@ -281,7 +293,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=5_000_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--data", type=Path, help="keep the filled database in this folder, and use what is in it")
+    parser.add_argument("--drop", metavar="URL", help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.drop:
+        asyncio.run(_drop_as_told(asked.drop))
+        return
     if asked.data is not None:
         asked.data.mkdir(parents=True, exist_ok=True)
     outcome = measured(asked.rows, rounds=asked.rounds, kept=asked.data)

@@ -3,13 +3,14 @@
 Revision: 0016, after 0015. Only adds a table and two indexes. A process of the version before that still drains beside this one counts no
 refusals: `verify-ledger` names those hours, and emptying the table and running this fill again mends them.
 
-The index of the ledger is built while nobody writes records: those of calls wait in Redis's stream, or in the journal, for as long
-as that takes.
+The indexes are built beside those who write, and first: what follows is one transaction, and a run that failed can be repeated.
 """
 
 from __future__ import annotations
 
 from alembic import op
+
+from app.storage.concurrent_index import build_index
 
 revision = "0016"
 down_revision = "0015"
@@ -33,11 +34,14 @@ FROM refused_calls GROUP BY 1, 2, 3
 
 
 def upgrade() -> None:
+    with op.get_context().autocommit_block():
+        build_index(
+            op.get_bind(), "ix_usage_records_cost", "usage_records", "(cost_nanousd) WHERE cost_nanousd >= 10000000"
+        )
+        build_index(op.get_bind(), "ix_audit_log_changes", "audit_log", "(id) WHERE object_kind <> 'session'")
     op.execute(TABLE)
     op.execute("SET LOCAL statement_timeout = 0")  # a long log takes its time, once
     op.execute(FILL)
-    op.execute("CREATE INDEX ix_usage_records_cost ON usage_records (cost_nanousd) WHERE cost_nanousd >= 10000000")
-    op.execute("CREATE INDEX ix_audit_log_changes ON audit_log (id) WHERE object_kind <> 'session'")
     op.execute("ANALYZE refusal_rollups")
 
 

@@ -1,6 +1,7 @@
 """T154: the version before beside this one, on one database and one Redis, while calls go on.
 
-The version before is the newest commit whose schema is an older one, taken from the history of this checkout.
+The version before is the newest commit whose schema is an older one, taken from the history of this checkout. `UPGRADE_ROWS=5000000`
+gives the database as many records beforehand (ten minutes), and `-s` tells what was measured.
 """
 
 from __future__ import annotations
@@ -8,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import re
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,14 +24,23 @@ import asyncpg
 import pytest
 
 from app.models.tables import SCHEMA_REVISION
+from bench.large import fill
 from tests.e2e.house import ADMIN_TOKEN, HELLO, House, request_id_of
 from tests.e2e.test_restore import a_database
 from tests.kit import raw_http
 from tests.kit.clients import REPO_ROOT
+from tests.kit.load import percentile
+from tests.kit.locks import Waits, watched_locks
 from tests.kit.processes import GatewayProcess
 from tests.kit.scenario import Scenario
 
 RATE_PER_S = 50
+ROWS = int(os.environ.get("UPGRADE_ROWS", "2000"))
+PATIENCE_S = 60 + ROWS / 5_000
+"""For the filling, and for a migration that reads all of it."""
+LOCK_WAIT_S = 2.0
+LATE_S = 1.0
+"""What a stalling machine may add to it."""
 TABLES = "app/models/tables.py"
 
 
@@ -57,6 +69,7 @@ class Load:
     model: str
     ports: list[int]
     statuses: list[int] = field(default_factory=list)
+    took_s: list[float] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     request_ids: set[str] = field(default_factory=set)
     is_over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -71,6 +84,7 @@ class Load:
                 await asyncio.sleep(max(0.0, began + number / RATE_PER_S - loop.time()))
 
     async def _one(self, number: int) -> None:
+        began_s = time.monotonic()
         answer = await raw_http.call(
             self.ports[number % len(self.ports)],
             "POST",
@@ -79,6 +93,7 @@ class Load:
             json_body={"model": self.model, "messages": HELLO, "stream": number % 3 == 0},
             timeout_s=30,
         )
+        self.took_s.append(time.monotonic() - began_s)
         self.statuses.append(answer.status)
         if answer.status != 200 or (number % 3 == 0 and b"[DONE]" not in answer.body):
             self.faults.append(answer.text[-400:])
@@ -136,7 +151,7 @@ async def migrated(env: dict[str, str], cwd: Path) -> str:
     return said.decode()
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(180 + 2 * PATIENCE_S)
 async def test_no_call_fails_while_the_version_before_is_replaced_by_this_one(house: House, tmp_path: Path) -> None:
     """T154: 50 calls a second at the version before, at both while the schema changes under it, and at this one after it has left."""
     commit = commit_before()
@@ -155,11 +170,15 @@ async def test_no_call_fails_while_the_version_before_is_replaced_by_this_one(ho
         older = GatewayProcess(env | {"PYTHONPATH": str(before_tree)}, name="before")
         async with older:
             key, model = await a_key_and_a_model(house, older)
+            await fill(url, ROWS, has_more=True)
             load = Load(key, model, [older.port])
             async with loading(load):
                 await load.calls_made(60)
-                said = await migrated(env, tmp_path / "cwd")
+                before, began_s = len(load.took_s), time.monotonic()
+                async with watched_locks(url) as waits:
+                    said = await migrated(env, tmp_path / "cwd")
                 assert f"to {SCHEMA_REVISION}" in said
+                told(load, before, time.monotonic() - began_s, waits)
                 await load.calls_made(60)
                 async with GatewayProcess(env, name="after") as newer:
                     load.ports = [older.port, newer.port]
@@ -172,12 +191,23 @@ async def test_no_call_fails_while_the_version_before_is_replaced_by_this_one(ho
                     load.is_over.set()
                     records, rolled_up = await booked(url, load.request_ids)
 
+    assert waits.longest_s < LOCK_WAIT_S + LATE_S
     assert load.faults == []
     assert set(load.statuses) == {200}
     assert records == len(load.request_ids) == len(load.statuses)
     assert rolled_up == records
     for gateway in (older, newer):
         assert '"level":"error"' not in gateway.log_text(), gateway.log_text()[-3000:]
+
+
+def told(load: Load, before: int, seconds: float, waits: Waits) -> None:
+    """For whoever runs the long form."""
+    quiet, meanwhile = load.took_s[:before], load.took_s[before:]
+    p99s_ms = ", ".join(f"{percentile(each, 99) * 1000:.0f}" for each in (quiet, meanwhile) if each)
+    print(
+        f"{ROWS:,} rows: migrated in {seconds:.1f} s with {len(meanwhile)} calls meanwhile; p99 before and then {p99s_ms} ms; "
+        f"longest wait for a table's lock {waits.longest_s * 1000:.0f} ms"
+    )
 
 
 async def booked(url: str, request_ids: set[str]) -> tuple[int, int]:
@@ -189,7 +219,9 @@ async def booked(url: str, request_ids: set[str]) -> tuple[int, int]:
                 records = await connection.fetchval(
                     "SELECT count(*) FROM usage_records WHERE request_id = ANY($1::uuid[])", list(request_ids)
                 )
-                sums = await connection.fetchval("SELECT coalesce(sum(requests), 0) FROM usage_rollups")
+                sums = await connection.fetchval(
+                    "SELECT coalesce(sum(requests), 0) FROM usage_rollups WHERE user_oid = 'ada'"
+                )
                 if records == len(request_ids) and sums >= records:
                     return records, int(sums)
                 await asyncio.sleep(0.1)
