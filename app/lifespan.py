@@ -146,6 +146,7 @@ def chores(process: Process) -> list[Chore]:
         Chore("counters", process.stores.counters.watch),
         Chore("journals", lambda: process.stores.counters.adopt(settings.data_dir / JOURNAL), every_s=ORPHANS_EVERY_S),
         Chore("settlements", admission.settle_again, every_s=0.5),
+        Chore("late-budgets", lambda: process.calls.late_budgets.follow_again(container.catalog.current), every_s=0.5),
         Chore(
             "vitals",
             lambda: take_vitals(lambda: is_alive(process.stores.engine), usage_log.depth),

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.domain.access import Actor, Role
@@ -24,6 +25,7 @@ from app.services.api_key import digest_of
 from app.services.bootstrap import FirstModel, bootstrap, register_demo_server
 from app.services.manage_access import KeyChanges
 from app.services.manage_catalog import EndpointChanges, NewCredential
+from app.storage.holders import UNAWARE_MS
 from app.storage.management_ports import (
     AdminSpec,
     AppSpec,
@@ -276,6 +278,28 @@ async def test_every_secret_of_a_rotated_key_means_the_same_key_with_the_same_bu
     assert ends == [gateway.clock.now() + timedelta(seconds=60)] * 2 + [
         None
     ]  # the second rotation ended the first's grace
+
+
+async def test_a_budget_of_a_holder_who_may_be_calling_opens_when_every_process_knows_of_it(gateway: Gateway) -> None:
+    """One that was made with its holder opens at once: nobody calls for a holder without knowing his budgets."""
+    daily, total = Budget(PeriodKind.DAILY, None, NanoUsd(5)), Budget(PeriodKind.TOTAL, None, NanoUsd(50))
+    await gateway.management.users.create(OWNER, UserSpec("u", budgets=(daily,)))
+    _, secret = await gateway.management.keys.create(OWNER, KeySpec("u"))
+    first = await _identity(gateway, secret)
+    await gateway.management.users.patch(OWNER, "u", {"budgets": (daily, total)})
+    second = await _identity(gateway, secret)
+
+    assert first is not None
+    assert second is not None
+    (with_user,), (kept, late) = first.user.budgets, second.user.budgets
+    now_ms = await _database_ms(gateway)
+    assert kept.opened_ms == with_user.opened_ms <= now_ms
+    assert with_user.opened_ms + UNAWARE_MS <= late.opened_ms <= now_ms + UNAWARE_MS
+
+
+async def _database_ms(gateway: Gateway) -> int:
+    async with gateway.engine.connect() as connection:
+        return int((await connection.execute(text("SELECT extract(epoch FROM now()) * 1000"))).scalar_one())
 
 
 async def test_a_grace_lasts_no_longer_than_its_key(gateway: Gateway) -> None:

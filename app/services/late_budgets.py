@@ -1,7 +1,8 @@
 """Budgets that are made while calls run: those calls hold them from then on, and their cost is spent there.
 
 A budget is first counted from the ledger, which knows no call that still runs. So every process looks, when it learns of a change, at its
-own running calls of that holder, and lets each hold what it did not hold when it was admitted. Nothing is asked of calls for this.
+own running calls of that holder, and lets each hold what it did not hold when it was admitted. Nothing is asked of calls for this. It
+looks a second time a moment later: at those that were on their way in, with a caller identified before the change.
 """
 
 from __future__ import annotations
@@ -30,9 +31,24 @@ class LateBudgets:
         self._counters = counters
         self._store = store
         self._zone = zone
+        self._again: list[ConfigChange] = []
 
     async def follow(self, changes: Sequence[ConfigChange], catalog: Catalog) -> None:
         """Raises: DependencyUnavailable; then to be called again."""
+        await self._follow(changes, catalog)
+        self._again.extend(changes)
+
+    async def follow_again(self, catalog: Catalog) -> None:
+        """Look once more for what changed since this was last called. For a chore, every so often that a call that was identified is
+        admitted by then (see `app.services.admission.FRESH_S`). Raises: DependencyUnavailable; then to be called again."""
+        changes, self._again = self._again, []
+        try:
+            await self._follow(changes, catalog)
+        except BaseException:
+            self._again = changes + self._again
+            raise
+
+    async def _follow(self, changes: Sequence[ConfigChange], catalog: Catalog) -> None:
         refs = defaultdict[str, dict[str, None]](dict)
         for change in changes:
             refs[change.kind][change.ref] = None

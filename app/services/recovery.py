@@ -158,6 +158,8 @@ class RecoveringCounters:
         if held is None:
             return
         reservation, admitted = held
+        known = {claim.counter for claim in reservation.budgets}
+        claims = [claim for claim in claims if claim.counter not in known]
         amount = admitted.budgets[0].claim.amount_nanousd if admitted.budgets else None
         joined = [
             claim if amount is None else msgspec.structs.replace(claim, amount_nanousd=amount) for claim in claims

@@ -12,15 +12,20 @@ from app.domain.limits import Limit, Scope
 from app.models.tables import budgets, limits
 from app.storage.sql_rows import HOLDER_COLUMN, budget_values, budgets_json, limit_values, limits_json
 
+UNAWARE_MS = 1_500
+"""How long after a change a process may still make calls without it: it looks once a second, whatever messages were lost."""
+
 
 async def put_limits(
     connection: AsyncConnection,
     scope: Scope,
     holder: str,
     held: tuple[tuple[Limit, ...], tuple[Budget, ...]],
+    *,
+    is_new: bool,
 ) -> None:
-    """Replace a holder's limits and budgets. Their counters are named by holder, kind and window, so they stay; a budget of a period
-    that he had none of is open from now on.
+    """Replace a holder's limits and budgets. Their counters are named by holder, kind and window, so they stay. A budget of a period
+    that he had none of is open from now on: for a new holder at once, for one who may be making calls from when everybody knows of it.
     """
     new_limits, new_budgets = held
     column = HOLDER_COLUMN[scope]
@@ -32,8 +37,9 @@ async def put_limits(
         await connection.execute(insert(limits), [limit_values(scope, holder, each) for each in new_limits])
     if new_budgets:
         now_ms = int((await connection.execute(select(func.extract("epoch", func.now()) * 1000))).scalar_one())
+        opens_ms = now_ms if is_new else now_ms + UNAWARE_MS
         rows = [
-            budget_values(scope, holder, each) | {"opened_ms": opened_ms.get(each.period.value, now_ms)}
+            budget_values(scope, holder, each) | {"opened_ms": opened_ms.get(each.period.value, opens_ms)}
             for each in new_budgets
         ]
         await connection.execute(insert(budgets), rows)

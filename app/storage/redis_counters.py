@@ -169,7 +169,9 @@ class RedisCounters:
 
     async def may_seed(self, claim: BudgetClaim) -> SeedTicket | SeedingTooEarly | EpochLost | None:
         answer = await self._redis.run(
-            MAY_SEED, [_budget_key(claim), EPOCH_KEY, LEDGER], [self._quarantine_ms, claim.budget.opened_ms]
+            MAY_SEED,
+            [_budget_key(claim), EPOCH_KEY, LEDGER, PROCESSES],
+            [self._quarantine_ms, claim.budget.opened_ms],
         )
         match answer[0]:
             case 1:

@@ -134,12 +134,12 @@ class SqlUsers:
 
     async def insert_user(self, spec: UserSpec, at: datetime) -> None:
         await self.connection.execute(insert(users).values(**_user_values(spec), created_at=at, updated_at=at))
-        await put_limits(self.connection, Scope.USER, spec.oid, (spec.limits, spec.budgets))
+        await put_limits(self.connection, Scope.USER, spec.oid, (spec.limits, spec.budgets), is_new=True)
 
     async def update_user(self, spec: UserSpec, at: datetime) -> None:
         statement = update(users).where(users.c.oid == spec.oid).values(**_user_values(spec), updated_at=at)
         await self.connection.execute(statement)
-        await put_limits(self.connection, Scope.USER, spec.oid, (spec.limits, spec.budgets))
+        await put_limits(self.connection, Scope.USER, spec.oid, (spec.limits, spec.budgets), is_new=False)
 
     async def delete_user(self, oid: str, at: datetime) -> None:
         await self.connection.execute(delete(users).where(users.c.oid == oid))
@@ -258,13 +258,13 @@ class SqlKeys:
     async def insert_key(self, key_id: str, spec: KeySpec, credential: Credential, at: datetime) -> None:
         values = {**_key_values(spec), **_credential_values(credential), "id": key_id}
         await self.connection.execute(insert(keys).values(**values, created_at=at, updated_at=at))
-        await put_limits(self.connection, Scope.KEY, key_id, (spec.limits or (), spec.budgets))
+        await put_limits(self.connection, Scope.KEY, key_id, (spec.limits or (), spec.budgets), is_new=True)
 
     async def update_key(self, key_id: str, spec: KeySpec, at: datetime) -> None:
         await self.connection.execute(
             update(keys).where(keys.c.id == key_id).values(**_key_values(spec), updated_at=at)
         )
-        await put_limits(self.connection, Scope.KEY, key_id, (spec.limits or (), spec.budgets))
+        await put_limits(self.connection, Scope.KEY, key_id, (spec.limits or (), spec.budgets), is_new=False)
 
     async def revoke_key(self, key_id: str, at: datetime) -> None:
         values = {"status": "revoked", "revoked_at": at, "updated_at": at}
@@ -409,12 +409,12 @@ class SqlApps:
 
     async def insert_app(self, spec: AppSpec, at: datetime) -> None:
         await self.connection.execute(insert(apps).values(**_app_values(spec), created_at=at, updated_at=at))
-        await put_limits(self.connection, Scope.APP, spec.app_id, (spec.limits, spec.budgets))
+        await put_limits(self.connection, Scope.APP, spec.app_id, (spec.limits, spec.budgets), is_new=True)
 
     async def update_app(self, spec: AppSpec, at: datetime) -> None:
         statement = update(apps).where(apps.c.app_id == spec.app_id).values(**_app_values(spec), updated_at=at)
         await self.connection.execute(statement)
-        await put_limits(self.connection, Scope.APP, spec.app_id, (spec.limits, spec.budgets))
+        await put_limits(self.connection, Scope.APP, spec.app_id, (spec.limits, spec.budgets), is_new=False)
 
     async def delete_app(self, app_id: str) -> None:
         await self.connection.execute(delete(apps).where(apps.c.app_id == app_id))

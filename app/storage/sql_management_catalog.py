@@ -89,12 +89,12 @@ class SqlModels:
 
     async def insert_model(self, spec: ModelSpec, at: datetime) -> None:
         await self.connection.execute(insert(models).values(**_model_values(spec), created_at=at, updated_at=at))
-        await put_limits(self.connection, Scope.MODEL, spec.name, (spec.limits, spec.budgets))
+        await put_limits(self.connection, Scope.MODEL, spec.name, (spec.limits, spec.budgets), is_new=True)
 
     async def update_model(self, spec: ModelSpec, at: datetime) -> None:
         statement = update(models).where(models.c.name == spec.name).values(**_model_values(spec), updated_at=at)
         await self.connection.execute(statement)
-        await put_limits(self.connection, Scope.MODEL, spec.name, (spec.limits, spec.budgets))
+        await put_limits(self.connection, Scope.MODEL, spec.name, (spec.limits, spec.budgets), is_new=False)
 
     async def delete_model(self, name: str) -> None:
         without = func.array_remove(models.c.fallbacks, name)

@@ -39,6 +39,7 @@ class Calls:
     checks: EndpointChecks
     limits: EndpointLimits
     tokenizer: BundledTokenizer
+    late_budgets: LateBudgets
 
 
 def wire_calls(settings: Settings, clock: Clock, stores: Stores, upstreams: Upstreams) -> Calls:
@@ -85,7 +86,9 @@ def wire_calls(settings: Settings, clock: Clock, stores: Stores, upstreams: Upst
         estimation=estimation,
         shadows=Shadows(clock=clock, chance=random),
     )
-    return Calls(chat, usage_log, admission, alerts, _checks(clock, stores, upstreams, chat), limits, tokenizer)
+    return Calls(
+        chat, usage_log, admission, alerts, _checks(clock, stores, upstreams, chat), limits, tokenizer, late_budgets
+    )
 
 
 def _checks(clock: Clock, stores: Stores, upstreams: Upstreams, chat: Chat) -> EndpointChecks:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import msgspec
 import pytest
 
+from app.domain.budget import BudgetClaim
 from app.domain.money import NanoUsd
 from app.exceptions import DependencyUnavailable
 from app.redis_client import RedisClient, open_redis
@@ -275,3 +279,43 @@ async def test_a_soft_budget_that_is_told_again_is_counted_too(counters: RedisCo
     await counters.settle(settlement("run", cost=30))
 
     assert isinstance(await counters.may_seed(soft), SeedingTooEarly)
+
+
+FAR_MS = 1_000_000_000_000_000
+"""No clock gets there."""
+
+
+async def opening_later(redis: RedisClient, *, processes: int) -> tuple[RedisCounters, BudgetClaim]:
+    """A store whose epoch is old, and a budget that opens later."""
+    for number in range(processes):
+        counters = RedisCounters(redis, process_id=f"p{number}", quarantine_ms=60_000)
+        await counters.epoch()
+    await redis.redis.hset("{ag}:epoch", "b", 0)
+    claim = money(0)
+    return counters, msgspec.structs.replace(claim, budget=dataclasses.replace(claim.budget, opened_ms=FAR_MS))
+
+
+async def test_a_budget_made_now_is_counted_when_every_process_knows_of_it(redis: RedisClient) -> None:
+    """One that does not know of it yet may be making calls without it: they are in the ledger by then."""
+    counters, claim = await opening_later(redis, processes=2)
+
+    for _ in range(2):
+        answer = await counters.may_seed(claim)
+        assert isinstance(answer, SeedingTooEarly)
+        assert 0 < answer.retry_after_ms <= 60_000, "it waits no longer, whatever the database's clock says"
+    await redis.redis.hset("{ag}:b:" + claim.counter, "n", 1)  # that time is over
+    ticket = await counters.may_seed(claim)
+    assert isinstance(ticket, SeedTicket)
+    assert await counters.seed_with(ticket, claim, NanoUsd(5))
+    assert await counters.may_seed(claim) is None
+
+
+async def test_the_only_process_knows_of_every_budget_at_once(redis: RedisClient) -> None:
+    counters, claim = await opening_later(redis, processes=1)
+    assert isinstance(await counters.may_seed(claim), SeedTicket)
+
+
+async def test_a_budget_that_was_made_with_its_holder_is_counted_at_once(redis: RedisClient) -> None:
+    counters, claim = await opening_later(redis, processes=2)
+    claim = msgspec.structs.replace(claim, budget=dataclasses.replace(claim.budget, opened_ms=1))
+    assert isinstance(await counters.may_seed(claim), SeedTicket)
