@@ -46,9 +46,18 @@ class Departure:
     """This process's way out. `is_leaving` and `last_request_ms` are read and written with every request, so they are plain."""
 
     def __init__(
-        self, *, health: HealthCheck, end_calls: Callable[[], int], doorway: Doorway, delay_s: float, grace_s: float
+        self,
+        *,
+        health: HealthCheck,
+        end_calls: Callable[[], int],
+        doorway: Doorway,
+        now_ms: Callable[[], int],
+        delay_s: float,
+        grace_s: float,
     ) -> None:
+        """`now_ms`: the clock that `last_request_ms` is of."""
         self.is_leaving = False
+        self._now_ms = now_ms
         self.last_request_ms = 0
         self._health = health
         self._end_calls = end_calls
@@ -92,7 +101,7 @@ class Departure:
     async def _until_quiet(self) -> None:
         began_s = time.monotonic()
         while time.monotonic() - began_s < self._delay_s:
-            if time.time() * 1000 - self.last_request_ms > QUIET_S * 1000:
+            if self._now_ms() - self.last_request_ms > QUIET_S * 1000:
                 return
             await asyncio.sleep(POLL_S)
 

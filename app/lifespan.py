@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
@@ -96,12 +96,13 @@ async def running(process: Process, departure: Departure) -> AsyncIterator[None]
                     await process.stores.endpoint_figures.withdraw()
 
 
-def departure_of(container: Container) -> Departure:
+def departure_of(container: Container, now_ms: Callable[[], int]) -> Departure:
     settings, running = container.settings, container.admission.running
     return Departure(
         health=container.health,
         end_calls=lambda: running.close(Draining()),
         doorway=container.doorway,
+        now_ms=now_ms,
         delay_s=settings.shutdown_delay_seconds,
         grace_s=settings.shutdown_grace_seconds,
     )

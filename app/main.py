@@ -57,16 +57,17 @@ SHARED_METRICS = "metrics"
 """Folder under DATA_DIR where the workers of one machine leave each other what they have counted."""
 
 
-def wire(settings: Settings, clock: Clock | None = None) -> Process:
-    """Build every service. Opens no connection. Raises: SettingsError."""
-    clock = clock or SystemClock()
+def wire(settings: Settings, clock: Clock | None = None, wall: SystemClock | None = None) -> Process:
+    """Build every service. Opens no connection. `wall` is put right by the counter store's. Raises: SettingsError."""
+    wall = wall or SystemClock()
+    clock = clock or wall
 
     async def announce(revision: int, kind: str, ref: str) -> None:
         """Tell the other processes of a change, and know it here before whoever made it has his answer."""
         await stores.signals.publish(revision, kind, ref)
         await upstreams.catalog.catch_up(revision)
 
-    stores, egress = open_stores(settings, clock), egress_policy(settings)
+    stores, egress = open_stores(settings, clock, told_time=wall.told), egress_policy(settings)
     secrets = secrets_of(settings, stores)
     people = wire_people(settings, clock, stores, secrets, egress, announce)
     upstreams = wire_upstreams(settings, clock, stores, secrets.sealer, egress, people.identities)
@@ -164,9 +165,10 @@ def _endpoint_care(clock: Clock, stores: Stores, people: People, upstreams: Upst
 
 def create_app(settings: Settings, clock: Clock | None = None) -> GatewayMiddleware:
     """The whole application: the data plane in front, FastAPI (administration, health, documentation) behind it."""
-    process = wire(settings, clock)
+    wall = SystemClock()
+    process = wire(settings, clock, wall)
     container = process.container
-    departure = departure_of(container)
+    departure = departure_of(container, wall.now_ms)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -209,6 +211,7 @@ def create_app(settings: Settings, clock: Clock | None = None) -> GatewayMiddlew
         is_draining=lambda: container.health.is_draining,
         write_stall_s=settings.write_stall_seconds,
         departure=departure,
+        now_ms=wall.now_ms,
         has_proxies=bool(settings.trusted_proxies),
         overload=container.overload,
         doorway=container.doorway,

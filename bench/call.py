@@ -219,7 +219,9 @@ def _gateway(redis: _Redis, transport: Transport) -> ASGIApp:
         settings=SimpleNamespace(max_request_bytes=10**7, request_body_timeout_seconds=30),
     )
     data_plane, doorway = DataPlane(cast(Container, container)), Doorway()
-    departure = Departure(health=cast(Any, None), doorway=doorway, end_calls=lambda: 0, delay_s=0, grace_s=0)
+    departure = Departure(
+        health=cast(Any, None), doorway=doorway, end_calls=lambda: 0, now_ms=clock.now_ms, delay_s=0, grace_s=0
+    )
     return GatewayMiddleware(
         _bare,
         routes=data_plane.routes,
@@ -228,6 +230,7 @@ def _gateway(redis: _Redis, transport: Transport) -> ASGIApp:
         departure=departure,
         overload=overload,
         doorway=doorway,
+        now_ms=clock.now_ms,
     )
 
 

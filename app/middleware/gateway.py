@@ -8,7 +8,6 @@ whatever goes wrong comes back as JSON in the shape of its route.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -41,11 +40,14 @@ class GatewayMiddleware:
         departure: Departure,
         overload: Overload,
         doorway: Doorway,
+        now_ms: Callable[[], int],
         write_stall_s: float = 60.0,
         has_proxies: bool = False,
     ) -> None:
-        """`has_proxies`: somebody in front is trusted to say where a request comes from."""
+        """`now_ms`: since 1970, by the clock that all processes agree on. `has_proxies`:
+        somebody in front is trusted to say where a request comes from."""
         self._app = app
+        self._now_ms = now_ms
         self._routes = routes
         self._prefixes = prefixes
         self._is_draining = is_draining
@@ -64,7 +66,7 @@ class GatewayMiddleware:
                 connection.given_to(send)
             await self._app(scope, receive, send)
             return
-        now_ms = time.time_ns() // 1_000_000
+        now_ms = self._now_ms()
         request_id = uuid7(now_ms, next(self._random))
         self._departure.last_request_ms = now_ms
         if self._departure.is_leaving:

@@ -77,7 +77,17 @@ def refusal(call_id: str, packed: bytes) -> Kept:
 class RecoveringCounters:
     """Counters of all processes. Epochs and absent budgets are dealt with in here; callers see neither."""
 
-    def __init__(self, shared: SharedCounters, *, sink: UsageSink, ledger: UsageStore, clock: Clock) -> None:
+    def __init__(
+        self,
+        shared: SharedCounters,
+        *,
+        sink: UsageSink,
+        ledger: UsageStore,
+        clock: Clock,
+        told_time: Callable[[int, float], None] = lambda store_ms, took_s: None,
+    ) -> None:
+        """`told_time` is told, at every look, what time it is at the store in ms, and how many seconds the answer took."""
+        self._told_time = told_time
         self._shared = shared
         self._sink = sink
         self._ledger = ledger
@@ -219,7 +229,9 @@ class RecoveringCounters:
     async def look(self) -> None:
         """Look at the epoch; tell again what it does not know; send again what has no position; forget what SQL has."""
         async with self._looking:
+            asked_s = self._clock.monotonic()
             epoch = await self._shared.epoch()
+            self._told_time(epoch.now_ms, self._clock.monotonic() - asked_s)
             self.processes = max(1, epoch.processes)
             if self._epoch is not None and epoch.token != self._epoch:
                 await self._tell_again(epoch)

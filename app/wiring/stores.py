@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from app import __version__
@@ -55,7 +56,7 @@ class Stores:
     endpoint_events: SqlEndpointEvents
 
 
-def open_stores(settings: Settings, clock: Clock) -> Stores:
+def open_stores(settings: Settings, clock: Clock, *, told_time: Callable[[int, float], None]) -> Stores:
     """Opens no connection. Raises: SettingsError."""
     engine = open_engine(settings.database_url, pool_size=settings.database_pool_size)
     redis = open_redis(settings.redis_url, timeout_ms=settings.redis_timeout_ms, is_cluster=settings.redis_cluster)
@@ -63,7 +64,9 @@ def open_stores(settings: Settings, clock: Clock) -> Stores:
     ledger = SqlUsageStore(engine, masks_secrets=settings.log_content_mask_secrets)
     stream, journal = RedisUsageSink(redis), Journal(settings.data_dir / JOURNAL)
     counters = FallbackCounters(
-        RecoveringCounters(RedisCounters(redis, process_id=process_id), sink=stream, ledger=ledger, clock=clock),
+        RecoveringCounters(
+            RedisCounters(redis, process_id=process_id), sink=stream, ledger=ledger, clock=clock, told_time=told_time
+        ),
         local=LocalCounters(lambda: int(clock.monotonic() * 1000)),
         journal=journal,
         clock=clock,

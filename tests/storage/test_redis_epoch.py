@@ -287,9 +287,9 @@ FAR_MS = 1_000_000_000_000_000
 
 async def opening_later(redis: RedisClient, *, processes: int) -> tuple[RedisCounters, BudgetClaim]:
     """A store whose epoch is old, and a budget that opens later."""
+    counters = RedisCounters(redis, process_id="p0", quarantine_ms=60_000)
     for number in range(processes):
-        counters = RedisCounters(redis, process_id=f"p{number}", quarantine_ms=60_000)
-        await counters.epoch()
+        await RedisCounters(redis, process_id=f"p{number}").epoch()
     await redis.redis.hset("{ag}:epoch", "b", 0)
     claim = money(0)
     return counters, msgspec.structs.replace(claim, budget=dataclasses.replace(claim.budget, opened_ms=FAR_MS))
