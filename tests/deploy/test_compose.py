@@ -86,6 +86,30 @@ def test_every_setting_that_is_passed_on_exists() -> None:
         assert set(SERVICES[name]["environment"]) <= known, name
 
 
+def test_every_setting_can_be_given_in_the_environment() -> None:
+    """An operator who writes a setting into .env finds it in force, but for what the containers themselves decide."""
+    decided = {"HOST", "PORT", "DATA_DIR", "GATEWAY_EMBEDDED"}  # where a container listens and writes
+    decided |= {"SHUTDOWN_GRACE_SECONDS", "SHUTDOWN_DELAY_SECONDS"}  # the container's own patience is made for them
+    decided |= {
+        "REDIS_CLUSTER",
+        "UPSTREAM_CA_FILES",
+    }  # another Redis than the one here; files that would have to be mounted
+    known = {str(field.validation_alias or name).upper() for name, field in Settings.model_fields.items()}
+
+    assert known - set(SERVICES["gateway"]["environment"]) == decided
+
+
+@EVERY
+def test_what_a_service_names_is_there(name: str) -> None:
+    service = SERVICES[name]
+    assert set(service.get("networks", [])) <= set(COMPOSE["networks"])
+    assert set(service.get("depends_on", {})) <= set(SERVICES)
+    for other, how in service.get("depends_on", {}).items():
+        assert how["condition"] != "service_healthy" or other == "gateway" or "test" in SERVICES[other]["healthcheck"]
+    named = {str(volume).split(":")[0] for volume in service.get("volumes", []) if not str(volume).startswith("./")}
+    assert named <= set(COMPOSE["volumes"])
+
+
 def test_the_gateway_serves_with_a_role_that_owns_nothing() -> None:
     assert "//gateway_app:" in SERVICES["gateway"]["environment"]["DATABASE_URL"]
     for name in ("migrate", "daily"):
