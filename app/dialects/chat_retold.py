@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 from msgspec import Raw
@@ -21,7 +22,7 @@ from app.domain.call import Call
 
 Told = Callable[[bytes], bytes]
 
-_KNOWS_NEW_NAME_ONLY = re.compile(r"(?:.*/)?(?:o\d|gpt-[5-9])")
+_OF_REASONING = re.compile(r"(?:.*/)?(?:o\d|gpt-[5-9])")
 """OpenAI's reasoning models refuse `max_tokens`; everybody else knows it."""
 
 
@@ -43,7 +44,7 @@ class ChatRetold:
         cap = fields.pop("max_tokens", None) if max_tokens is None else max_tokens
         fields.pop("max_tokens", None)
         if cap is not None:
-            fields["max_completion_tokens" if _KNOWS_NEW_NAME_ONLY.match(upstream_model) else "max_tokens"] = cap
+            fields["max_completion_tokens" if is_of_reasoning(upstream_model) else "max_tokens"] = cap
         if call.is_stream:
             fields |= {"stream": True, "stream_options": asking_for_usage(None)}
         return encode(fields)
@@ -60,6 +61,10 @@ class ChatRetold:
         return events_of(body)
 
 
+def is_of_reasoning(upstream_model: str) -> bool:
+    return _OF_REASONING.match(upstream_model) is not None
+
+
 def payloads_of(framed: bytes) -> Iterator[bytes]:
     """The data of each event of what a chat stream's reader hands on: whole events, one line each."""
     for event in framed.split(b"\n\n"):
@@ -70,6 +75,34 @@ def payloads_of(framed: bytes) -> Iterator[bytes]:
 def event(name: str, data: Mapping[str, object]) -> bytes:
     """One named event; `type` in its data repeats the name, as both Anthropic and OpenAI write it."""
     return b"event: " + name.encode() + b"\ndata: " + encode({"type": name, **data}) + b"\n\n"
+
+
+class ToolCalls:
+    """Which call of a tool a delta belongs to. Its index says so; but some upstreams (Gemini's for one) number every call 0, and then a
+    new name under a new id is a new call. An id alone is not: older vLLMs make up another one for every delta."""
+
+    __slots__ = ("_begun", "_known")
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[int, object]] = {}
+        """Index → number and id of the call that is told there."""
+        self._begun = 0
+
+    def number(self, call: Mapping[str, Any]) -> int:
+        index = call.get("index") or 0
+        known = self._known.get(index)
+        own_id = call.get("id")
+        if known is not None and not (own_id and own_id != known[1] and (call.get("function") or {}).get("name")):
+            return known[0]
+        self._begun += 1
+        self._known[index] = (self._begun, own_id)
+        return self._begun
+
+
+def arguments_in(function: Mapping[str, Any]) -> str:
+    """What a tool is called with, as text. Some upstreams write the object itself."""
+    arguments = function.get("arguments")
+    return arguments if isinstance(arguments, str) else encode(arguments).decode() if arguments else ""
 
 
 def object_in(arguments: str) -> object:

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from app.dialects.base import AnswerFacts, Dialect, UpstreamProblem
-from app.dialects.chat_retold import ChatRetold
+from app.dialects.chat_retold import ChatRetold, is_of_reasoning
 from app.dialects.envelope import NONE, RequestReader, encode
 from app.dialects.messages_answer import message_of, texts_of
 from app.dialects.messages_as_chat import chat_fields
@@ -153,6 +153,10 @@ class MessagesAsChat(Messages):
     upstream_path = CHAT_PATH
 
     def upstream_body(self, call: Call, *, upstream_model: str, max_tokens: int | None) -> bytes:
+        if "reasoning_effort" in call.fields and not is_of_reasoning(upstream_model):
+            # Nobody asked for it by this name, and whoever does not know it refuses the whole call.
+            fields = {name: raw for name, raw in call.fields.items() if name != "reasoning_effort"}
+            call = msgspec.structs.replace(call, fields=fields)
         return ChatRetold.upstream_body(call, upstream_model=upstream_model, max_tokens=max_tokens)
 
     def read_answer(self, body: bytes) -> AnswerFacts:

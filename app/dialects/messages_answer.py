@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from app.dialects.chat_retold import object_in
+from app.dialects.chat_retold import arguments_in, object_in
 from app.dialects.envelope import encode
 from app.dialects.openai_usage import read_usage
 from app.domain.pricing import Usage
@@ -33,8 +34,7 @@ def message_of(body: bytes) -> bytes:
         "role": "assistant",
         "model": answer.get("model"),
         "content": blocks,
-        "stop_reason": stop_reason(choice.get("finish_reason"), has_tools=blocks[-1]["type"] == "tool_use"),
-        "stop_sequence": None,
+        **ending(choice, choice.get("finish_reason"), has_tools=blocks[-1]["type"] == "tool_use"),
         "usage": usage_told(usage),
     }
     return encode(told)
@@ -44,11 +44,15 @@ def message_id(upstream_id: object) -> str:
     return f"msg_{upstream_id if isinstance(upstream_id, str) and upstream_id else uuid.uuid4().hex}"
 
 
-def stop_reason(finish_reason: str | None, *, has_tools: bool) -> str:
-    """Some upstreams say `stop` after a call of a tool."""
+def ending(choice: Mapping[str, Any], finish_reason: str | None, *, has_tools: bool) -> dict[str, object]:
+    """Why it ended. Some upstreams say `stop` after a call of a tool; vLLM and SGLang say which of the caller's own words ended it, if one
+    did."""
+    word = choice.get("stop_reason") or choice.get("matched_stop")
     if has_tools and finish_reason in (None, "stop"):
-        return "tool_use"
-    return STOP_REASONS.get(finish_reason or "stop", "end_turn")
+        return {"stop_reason": "tool_use", "stop_sequence": None}
+    if finish_reason == "stop" and isinstance(word, str):
+        return {"stop_reason": "stop_sequence", "stop_sequence": word}
+    return {"stop_reason": STOP_REASONS.get(finish_reason or "stop", "end_turn"), "stop_sequence": None}
 
 
 def usage_told(usage: Usage) -> dict[str, int]:
@@ -73,10 +77,23 @@ def texts_of(body: bytes) -> list[str]:
     return ["".join(said)]
 
 
+def thoughts_in(said: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a model that signs its thinking thought, as LiteLLM hands it on: only so its maker takes it back in the next turn."""
+    thoughts = said.get("thinking_blocks")
+    return [each for each in thoughts if isinstance(each, dict)] if isinstance(thoughts, list) else []
+
+
+def thought_block(thought: Mapping[str, Any]) -> dict[str, Any]:
+    if thought.get("type") == "redacted_thinking":
+        return {"type": "redacted_thinking", "data": str(thought.get("data") or "")}
+    text, signature = thought.get("thinking"), thought.get("signature")
+    return {"type": "thinking", "thinking": str(text or ""), "signature": str(signature or "")}
+
+
 def _blocks(message: dict[str, Any]) -> list[dict[str, Any]]:
-    blocks: list[dict[str, Any]] = []
+    blocks = [thought_block(thought) for thought in thoughts_in(message)]
     thought = message.get("reasoning_content") or message.get("reasoning")
-    if isinstance(thought, str) and thought:
+    if not blocks and isinstance(thought, str) and thought:
         blocks.append({"type": "thinking", "thinking": thought, "signature": ""})
     text = message.get("content") or message.get("refusal")
     if isinstance(text, list):
@@ -93,7 +110,7 @@ def _blocks(message: dict[str, Any]) -> list[dict[str, Any]]:
                 "type": "tool_use",
                 "id": call.get("id") or f"toolu_{uuid.uuid4().hex[:24]}",
                 "name": function.get("name") or "",
-                "input": object_in(function.get("arguments") or "{}"),
+                "input": object_in(arguments_in(function)),
             }
         )
     return blocks or [{"type": "text", "text": ""}]

@@ -15,8 +15,8 @@ from typing import Any
 
 import msgspec
 
-from app.dialects.chat_retold import event, payloads_of
-from app.dialects.messages_answer import message_id, stop_reason, usage_told
+from app.dialects.chat_retold import ToolCalls, arguments_in, event, payloads_of
+from app.dialects.messages_answer import ending, message_id, thought_block, thoughts_in, usage_told
 from app.dialects.openai_chat_stream import ChatStream
 from app.domain.pricing import Usage
 
@@ -28,7 +28,7 @@ _chunk = msgspec.json.Decoder(dict[str, Any]).decode
 class MessagesStream(ChatStream):
     """Judges like a chat stream of one choice that shows its usage; hands on Anthropic's events."""
 
-    __slots__ = ("_block", "_blocks", "_has_started", "_tools")
+    __slots__ = ("_block", "_blocks", "_calls", "_final", "_has_started", "_tools")
 
     def __init__(self) -> None:
         super().__init__(choices=1, shows_usage=True)
@@ -39,6 +39,9 @@ class MessagesStream(ChatStream):
         """What the open block holds: thinking, text, or a tool's index in the chat stream."""
         self._tools: dict[str, int] = {}
         """Which block a tool's arguments go to."""
+        self._calls = ToolCalls()
+        self._final: dict[str, Any] = {}
+        """The choice as it ended."""
 
     def feed(self, data: bytes) -> bytes:
         return self._told(super().feed(data))
@@ -74,10 +77,14 @@ class MessagesStream(ChatStream):
         for choice in chunk["choices"]:
             if choice.get("index"):
                 continue  # another choice than the first: nobody asked for one
+            if choice.get("finish_reason"):
+                self._final = choice
             delta = choice.get("delta") or {}
-            if thought := _text(delta.get("reasoning_content")) or _text(delta.get("reasoning")):
-                self._open("thinking", {"type": "thinking", "thinking": "", "signature": ""}, events)
-                self._delta({"type": "thinking_delta", "thinking": thought}, events)
+            if thoughts := thoughts_in(delta):
+                for each in thoughts:
+                    self._tell_signed(thought_block(each), events)
+            elif thought := _text(delta.get("reasoning_content")) or _text(delta.get("reasoning")):
+                self._tell_thought(thought, events)
             if text := _text(delta.get("content")) or _text(delta.get("refusal")):
                 self._open("text", {"type": "text", "text": ""}, events)
                 self._delta({"type": "text_delta", "text": text}, events)
@@ -86,9 +93,27 @@ class MessagesStream(ChatStream):
             if isinstance(older := delta.get("function_call"), dict):
                 self._tell_tool({"index": 0, "function": older}, events)
 
+    def _tell_thought(self, thought: str, events: list[bytes]) -> None:
+        self._open("thinking", {"type": "thinking", "thinking": "", "signature": ""}, events)
+        self._delta({"type": "thinking_delta", "thinking": thought}, events)
+
+    def _tell_signed(self, thought: dict[str, Any], events: list[bytes]) -> None:
+        """A piece of thinking that will be signed, or its signature, which is the last of it."""
+        if thought["type"] == "redacted_thinking":
+            self._close(events)
+            self._open("redacted_thinking", thought, events)
+            self._close(events)
+            return
+        if thought["thinking"]:
+            self._tell_thought(thought["thinking"], events)
+        if thought["signature"]:
+            self._open("thinking", {"type": "thinking", "thinking": "", "signature": ""}, events)
+            self._delta({"type": "signature_delta", "signature": thought["signature"]}, events)
+            self._close(events)
+
     def _tell_tool(self, call: dict[str, Any], events: list[bytes]) -> None:
         function = call.get("function") or {}
-        name = f"tool {call.get('index') or 0}"
+        name = f"tool {self._calls.number(call)}"
         if name not in self._tools:
             begun: dict[str, object] = {
                 "type": "tool_use",
@@ -98,7 +123,7 @@ class MessagesStream(ChatStream):
             }
             self._open(name, begun, events)
             self._tools[name] = self._blocks - 1
-        if arguments := function.get("arguments"):
+        if arguments := arguments_in(function):
             said = {"type": "input_json_delta", "partial_json": arguments}
             events.append(event("content_block_delta", {"index": self._tools[name], "delta": said}))
 
@@ -127,7 +152,7 @@ class MessagesStream(ChatStream):
         has_tools = (self._block or "").startswith("tool ")
         self._close(events)
         usage = usage_told(self.usage or Usage(0, self.delivered_tokens))
-        ended = {"stop_reason": stop_reason(self.finish_reason, has_tools=has_tools), "stop_sequence": None}
+        ended = ending(self._final, self.finish_reason, has_tools=has_tools)
         return [*events, event("message_delta", {"delta": ended, "usage": usage}), MESSAGE_STOP]
 
 

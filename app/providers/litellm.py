@@ -72,7 +72,7 @@ _PASSED_ON: Final = frozenset(
 _MERE_HINTS: Final = frozenset(
     [
         *("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "logit_bias", "user"),
-        *("parallel_tool_calls", "verbosity", "reasoning_effort", "prediction"),
+        *("parallel_tool_calls", "verbosity", "reasoning_effort", "thinking", "prediction"),
     ]
 )
 """Fields whose absence changes the taste of an answer, not its form: dropped for a provider that does not know them."""

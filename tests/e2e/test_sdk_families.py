@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from app.demo_server import DemoServer, DemoUpstream
 from tests.e2e.house import House, unique
 from tests.kit import raw_http
 from tests.kit.clients import run_client
-from tests.kit.scenario import Scenario
+from tests.kit.scenario import Scenario, ToolCall
 
 ANTHROPIC = """
 import json, os
@@ -106,6 +107,56 @@ show({"whole": message.content[0].text, "streamed": text})
     assert "demo model" in answer["whole"]
 
 
+async def test_an_agents_turn_in_messages_goes_both_ways_where_the_upstream_speaks_chat(house: House) -> None:
+    """With thinking of an earlier turn, a tool that failed, and tools that Anthropic's models know by heart."""
+    model = await house.model(
+        Scenario(reasoning_text="I think.", tool_call=ToolCall("bash", '{"command": "ls"}'), finish_reason="tool_calls")
+    )
+    found = await run(
+        house,
+        ANTHROPIC
+        + """
+tools = [{"type": "bash_20250124", "name": "bash"}, {"type": "text_editor_20250728", "name": "str_replace_based_edit_tool"},
+         {"name": "own", "input_schema": {"type": "object", "properties": {}}}]
+turns = [
+    {"role": "user", "content": [{"type": "text", "text": "List.", "cache_control": {"type": "ephemeral"}}]},
+    {"role": "assistant", "content": [
+        {"type": "thinking", "thinking": "hm", "signature": "c2ln"},
+        {"type": "redacted_thinking", "data": "c2ln"},
+        {"type": "tool_use", "id": "t1", "name": "bash", "input": {"command": "ls"}}]},
+    {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "is_error": True, "content": "denied"}]},
+]
+asked = dict(model=model, messages=turns, tools=tools, max_tokens=2000, thinking={"type": "enabled", "budget_tokens": 1024},
+             system=[{"type": "text", "text": "Be kind.", "cache_control": {"type": "ephemeral"}}], metadata={"user_id": "u"},
+             tool_choice={"type": "auto", "disable_parallel_tool_use": True}, extra_headers={"anthropic-beta": "a-beta"})
+whole = client.messages.create(**asked)
+with client.messages.stream(**asked) as stream:
+    kinds = [event.type for event in stream]
+    final = stream.get_final_message()
+def blocks(message):
+    return [block.to_dict() for block in message.content]
+show({"whole": blocks(whole), "final": blocks(final), "stops": [whole.stop_reason, final.stop_reason], "kinds": kinds,
+      "tokens": [whole.usage.output_tokens, final.usage.output_tokens, final.usage.input_tokens]})
+""",
+        key=await house.key(),
+        model=model,
+    )
+    for told in (found["whole"], found["final"]):
+        assert [block["type"] for block in told] == ["thinking", "tool_use"]
+        assert (told[0]["thinking"], told[1]["name"], told[1]["input"]) == ("I think.", "bash", {"command": "ls"})
+    assert found["stops"] == ["tool_use", "tool_use"]
+    assert (found["kinds"][0], found["kinds"][-1]) == ("message_start", "message_stop")
+    assert found["tokens"] == [8, 8, 10]
+    for line in (await house.upstream.invoice()).of_model(model).lines:
+        sent = json.loads(line.body)
+        assert [message["role"] for message in sent["messages"]] == ["system", "user", "assistant", "tool"]
+        assert sent["messages"][-1]["content"] == "Error: denied"
+        assert [tool["function"]["name"] for tool in sent["tools"]] == ["bash", "str_replace_based_edit_tool", "own"]
+        assert sent["parallel_tool_calls"] is False
+        assert not {"thinking", "metadata", "reasoning_effort"} & sent.keys()
+        assert line.header("anthropic-beta") is None
+
+
 RAISED = """
 def raised(act):
     try:
@@ -128,6 +179,7 @@ create = client.messages.create
 show([
     raised(lambda: create(model="no-such-model", messages=hello, max_tokens=5)),
     raised(lambda: create(model=model, messages=hello, max_tokens=-1)),
+    raised(lambda: create(model=model, messages=hello, max_tokens=5, tools=[{"type": "web_search_20250305", "name": "web_search"}])),
     raised(lambda: anthropic.Anthropic(base_url=os.environ["ORIGIN"], api_key="sk-wrong", max_retries=0).messages.create(
         model=model, messages=hello, max_tokens=5)),
 ])
@@ -138,9 +190,11 @@ show([
     assert [(each["type"], each["status"], each["body"]["error"]["type"]) for each in found] == [
         ("NotFoundError", 404, "not_found_error"),
         ("BadRequestError", 400, "invalid_request_error"),
+        ("BadRequestError", 400, "invalid_request_error"),
         ("AuthenticationError", 401, "authentication_error"),
     ]
     assert all(each["id"] == each["body"]["request_id"] for each in found)
+    assert "web_search_20250305" in found[2]["body"]["error"]["message"]
 
 
 async def test_a_spent_budget_is_the_anthropic_clients_402(house: House) -> None:

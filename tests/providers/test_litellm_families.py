@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,15 +12,16 @@ from typing import Any
 import msgspec
 import pytest
 
+from app.dialects.messages import Messages
 from app.domain.call import Quality
-from app.domain.catalog import Endpoint, Timeouts
+from app.domain.catalog import Endpoint, ProviderKind, Timeouts
 from app.domain.egress import EgressPolicy
 from app.domain.pricing import Usage
 from app.exceptions import FailureKind, UpstreamTruncated
 from app.providers.litellm import LiteLLMProvider
 from tests.kit.scenario import RawPiece, Scenario, ToolCall
 from tests.kit.upstream import ScriptedUpstream
-from tests.providers.test_litellm import A_TOOL, LOOPBACK, Told, attempt, endpoint_at, failed
+from tests.providers.test_litellm import A_TOOL, LOOPBACK, Told, a_meter, attempt, endpoint_at, failed
 
 KEY = "sk-canary-7f3a9c"
 AWS = json.dumps({"aws_access_key_id": "AKIDEXAMPLE", "aws_secret_access_key": KEY, "aws_region_name": "us-east-1"})
@@ -299,3 +301,73 @@ async def test_t040_the_egress_guard_holds(upstream: ScriptedUpstream, family: F
     finally:
         await guarded.close()
     assert upstream.invoice().connections_accepted == 0
+
+
+# ── Messages, told in chat ────────────────────────────────────────────────────────────────────────────────────────────
+
+SIGNED = {"type": "thinking", "thinking": "hm", "signature": "c2lnbmVk"}
+SIGNED_EVENTS: list[dict[str, Any]] = [
+    {
+        "type": "message_start",
+        "message": {"id": "m", "role": "assistant", "usage": {"input_tokens": 9, "output_tokens": 1}},
+    },
+    {"type": "content_block_start", "index": 0, "content_block": {"type": "thinking", "thinking": "", "signature": ""}},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "thinking_delta", "thinking": "hm"}},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "signature_delta", "signature": "c2lnbmVk"}},
+    {"type": "content_block_stop", "index": 0},
+    {"type": "content_block_start", "index": 1, "content_block": {"type": "text", "text": ""}},
+    {"type": "content_block_delta", "index": 1, "delta": {"type": "text_delta", "text": "Hello."}},
+    {"type": "content_block_stop", "index": 1},
+    {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 5}},
+    {"type": "message_stop"},
+]
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_claudes_signed_thinking_goes_through_litellm_and_back(
+    provider: LiteLLMProvider, upstream: ScriptedUpstream, is_stream: bool
+) -> None:
+    """Without it Claude refuses the turn after a tool was called, and without its signature too."""
+    whole = {"id": "m", "type": "message", "role": "assistant", "model": "x", "stop_reason": "end_turn"} | {
+        "content": [SIGNED, {"type": "text", "text": "Hello."}],
+        "usage": {"input_tokens": 9, "output_tokens": 5},
+    }
+    events = "".join(f"event: {each['type']}\ndata: {json.dumps(each)}\n\n" for each in SIGNED_EVENTS)
+    upstream.script(
+        Scenario(raw_stream=(RawPiece(events.encode()),)) if is_stream else Scenario(raw_body=json.dumps(whole))
+    )
+    sent = {
+        "model": "m",
+        "max_tokens": 2000,
+        "stream": is_stream,
+        "thinking": {"type": "enabled", "budget_tokens": 1024},
+        "tools": [{"name": "f", "input_schema": {"type": "object", "properties": {}}}],
+        "messages": [
+            {"role": "user", "content": "Look."},
+            {"role": "assistant", "content": [SIGNED, {"type": "tool_use", "id": "t1", "name": "f", "input": {}}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": "sunny"}]},
+        ],
+    }
+    dialect, call = Messages().towards(ProviderKind.LITELLM, Messages().read(json.dumps(sent).encode()))
+    endpoint = FAMILIES[0].at(upstream)
+    deadline_s = time.monotonic() + 60
+
+    async with provider.opened(
+        call, endpoint, dialect, a_meter(call), max_tokens=None, deadline_s=deadline_s
+    ) as answer:
+        body = answer.body + b"".join([chunk async for chunk in answer.chunks or _nothing()])
+
+    (line,) = upstream.invoice().lines
+    assert json.loads(line.body)["messages"][1]["content"][0] == SIGNED
+    assert b"c2lnbmVk" in body
+    if is_stream:
+        deltas = [json.loads(event.partition(b"data: ")[2]).get("delta", {}) for event in body.split(b"\n\n") if event]
+        said = [(each["type"], each.get("signature")) for each in deltas if "type" in each]
+        assert said == [("thinking_delta", None), ("signature_delta", "c2lnbmVk"), ("text_delta", None)]
+    else:
+        assert json.loads(body)["content"] == [SIGNED, {"type": "text", "text": "Hello."}]
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    return
+    yield
