@@ -33,6 +33,8 @@ class UpstreamProblem:
     type: str | None
     param: str | None
     status: int | None = None
+    retry_after_s: float | None = None
+    """When to come back, where the object says so."""
 
 
 class BadAnswer(Exception):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import msgspec
 from msgspec import Raw, Struct
 
-from app.dialects.base import AnswerFacts, BadAnswer
+from app.dialects.base import AnswerFacts, BadAnswer, UpstreamSaidError
 from app.dialects.envelope import NONE, as_members, encode, is_filled, is_given
 from app.dialects.openai_answer import WholeAnswer, read_whole
-from app.dialects.openai_errors import raise_if_error
-from app.dialects.openai_stream import framed
+from app.dialects.openai_errors import NO_PROBLEM, raise_if_error, read_problem
+from app.dialects.openai_stream import FAILED, framed
 from app.dialects.openai_usage import read_usage
 
 
@@ -35,6 +35,7 @@ class Spoken(Struct, gc=False):
 class _AnswerChoice(Struct, gc=False):
     message: Spoken | None = None
     finish_reason: str | None = None
+    error: Raw = NONE
 
 
 class _Completion(WholeAnswer):
@@ -61,6 +62,8 @@ def read_completion(body: bytes) -> AnswerFacts:
 
 
 def _output_bytes(choice: _AnswerChoice) -> int:
+    if choice.finish_reason == FAILED:
+        raise UpstreamSaidError(read_problem(bytes(choice.error)) if is_given(choice.error) else NO_PROBLEM)
     spoken = choice.message
     if spoken is None:
         raise BadAnswer("no_message")

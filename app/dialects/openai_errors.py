@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 from msgspec import Raw, Struct
 
@@ -24,6 +26,8 @@ class _Error(Struct):
     param: Raw = NONE
     status: Raw = NONE
     detail: Raw = NONE
+    metadata: Raw = NONE
+    details: Raw = NONE
 
 
 _error = msgspec.json.Decoder(_Error)
@@ -59,6 +63,7 @@ _STATUS_OF_WORD = {
     "timeout_error": 504,
 }
 _MAX_WORD_CHARS = 2000
+_RETRY_DELAY = re.compile(rb'"retryDelay"\s*:\s*"(\d{1,6}(?:\.\d{1,9})?)s"')
 NO_PROBLEM = UpstreamProblem(message=None, code=None, type=None, param=None)
 
 
@@ -83,13 +88,22 @@ def _problem_in(body: bytes, *, depth: int) -> UpstreamProblem:
         return _problem_in(bytes(inner), depth=2)
     error = _error.decode(body)
     code, kind = text_of(error.code), text_of(error.type)
+    if b'"flagged_input"' in bytes(error.metadata):
+        code = "content_filter"  # OpenRouter says so with 403 where its moderation refused the prompt
     return UpstreamProblem(
         message=text_of(error.message) or text_of(error.detail),
         code=code,
         type=kind,
         param=text_of(error.param),
         status=_status_of(error.status, error.code, code, kind),
+        retry_after_s=_retry_delay_s(error.details),
     )
+
+
+def _retry_delay_s(details: Raw) -> float | None:
+    """Google's way to say when to come back: `"retryDelay": "34s"` somewhere in the details."""
+    found = _RETRY_DELAY.search(details) if details else None
+    return float(found[1]) if found else None
 
 
 def text_of(raw: Raw) -> str | None:

@@ -21,10 +21,11 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import msgspec
+from msgspec import Raw
 
 from app.dialects.base import BadAnswer, UpstreamSaidError
 from app.dialects.envelope import as_members, encode, is_given, is_utf8
-from app.dialects.openai_errors import raise_if_error, read_problem
+from app.dialects.openai_errors import NO_PROBLEM, raise_if_error, read_problem
 from app.dialects.openai_names import with_plain_names
 from app.dialects.openai_usage import read_usage, usage_shown, without_nan
 from app.dialects.sse import MAX_EVENT_BYTES, Framer
@@ -35,6 +36,8 @@ MAX_KEPT_BYTES = 1 << 20
 """Of one choice's text; an answer beyond that is counted by its bytes."""
 BYTES_PER_TOKEN = 5
 """Below the average of every common tokenizer for prose, so that text in large pieces is not billed for less than it is."""
+FAILED = "error"
+"""A finish reason that is none: how OpenRouter and others say that the provider behind them broke off."""
 _SHARED_BY_CHUNKS = ("id", "object", "created", "model", "system_fingerprint", "service_tier")
 
 
@@ -206,7 +209,7 @@ class OpenAIStream(ABC, Generic[C]):
             raise BadAnswer("bad_event")
         has_usage = len(chunk.usage) > 4
         if has_usage:
-            self.usage = read_usage(chunk.usage, chunk.service_tier)
+            self._note_usage(chunk.usage, chunk.service_tier)
         if chunk.choices:
             if not self._head:
                 self._head = payload
@@ -217,6 +220,12 @@ class OpenAIStream(ABC, Generic[C]):
         elif has_usage and not self._shows_usage:
             return None
         return payload if b"\n" not in payload else payload.replace(b"\n", b" ")
+
+    def _note_usage(self, raw: Raw, service_tier: Raw) -> None:
+        """The last one is the whole, unless it is nothing but zeros behind one that is not."""
+        usage = read_usage(raw, service_tier)
+        if self.usage is None or usage is None or not usage.is_nothing:
+            self.usage = usage
 
     def _carried(self, size: int) -> None:
         """One more piece of the answer, of so many bytes."""
@@ -236,6 +245,8 @@ class OpenAIStream(ABC, Generic[C]):
             said += quoted[1:-1]
 
     def _finish(self, choice: C) -> None:
+        if choice.finish_reason == FAILED:
+            raise UpstreamSaidError(NO_PROBLEM)
         self.has_begun = True
         self.finish_reason = choice.finish_reason
         self._finished.add(choice.index or 0)
@@ -257,6 +268,8 @@ class OpenAIStream(ABC, Generic[C]):
         if mended is not None:
             return self._judged(name, mended)
         raise_if_error(payload)
+        if self.is_complete:
+            return None  # all of the answer is here, whatever its provider likes to end with
         raise BadAnswer("bad_event")
 
     def _done(self, payload: bytes) -> bytes:

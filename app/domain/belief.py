@@ -12,11 +12,13 @@ LEAST_COMPLETION_TOKENS = 16
 """A cap of one token is not held to the letter by every server."""
 
 
-def believable(usage: Usage, estimate: Estimate | None, context_window_tokens: int | None) -> Usage | None:
+def believable(
+    usage: Usage, estimate: Estimate | None, context_window_tokens: int | None, *, delivered_tokens: int = 0
+) -> Usage | None:
     """The usage, or None when it cannot be true: a negative figure, ten times the tokens that a prompt of this size can have,
-    ten times the answer that was asked for, ten times what the model can hold."""
+    ten times the answer that was asked for, ten times what the model can hold; or nothing at all for an answer that came."""
     figures = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens)
-    if min(figures) < 0:
+    if min(figures) < 0 or (usage.is_nothing and delivered_tokens > 0):
         return None
     window = context_window_tokens
     if window is not None and usage.prompt_tokens + usage.completion_tokens > TIMES_TOO_MUCH * window:

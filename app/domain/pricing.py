@@ -34,6 +34,11 @@ class Usage(msgspec.Struct, frozen=True):
     service_tier: str | None = None
     """As the provider names how it served the call; None where it did not say, which costs what the default costs."""
 
+    @property
+    def is_nothing(self) -> bool:
+        """Nothing but zeros."""
+        return not (self.prompt_tokens or self.completion_tokens or self.images or self.cached_tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class Rates:

@@ -38,6 +38,8 @@ _OURS = frozenset({401, 402, 403, 407})
 _CURABLE = frozenset({405, 406, 408, 409, 410, 411, 417, 421, 424, 425, 426, 429, 431, 498, 499})
 _BUSY = frozenset({429, 498, 503, 529})
 _LATE = frozenset({408, 504, 524})
+_POLICY_CODES = frozenset({"content_filter", "content_policy_violation"})
+"""A prompt against the provider's rules: said with 403 it is no word about our credential."""
 _CREDENTIAL_CODES = frozenset(
     {"invalid_api_key", "insufficient_quota", "billing_hard_limit_reached", "account_deactivated"}
 )
@@ -54,9 +56,10 @@ def of_status(
 ) -> AttemptFailed:
     """The failure behind a status that is not 2xx, or behind an error object that names (or stands for) that status."""
     retry_after_s = read_retry_after(headers, now=now) if headers else None
-    if retry_after_s is None and headers and status == 429:
-        whole_again_s = reset_s(headers, now=now)
-        retry_after_s = None if whole_again_s is None else min(whole_again_s, MAX_RETRY_AFTER_S)
+    if retry_after_s is None and status in _BUSY:
+        asked_s = reset_s(headers, now=now) if headers and status == 429 else None
+        asked_s = problem.retry_after_s if asked_s is None else asked_s
+        retry_after_s = None if asked_s is None else min(asked_s, MAX_RETRY_AFTER_S)
     is_caller_fault = _is_caller_fault(status, problem)
     return AttemptFailed(
         kind=FailureKind.ANSWER_BEGUN if has_begun else FailureKind.NO_ANSWER,
@@ -131,14 +134,25 @@ def read_retry_after(headers: Mapping[str, str], *, now: datetime | None = None)
         return None
     seconds = _seconds(text)
     if seconds is None:
-        try:
-            at = parsedate_to_datetime(text)
-        except ValueError:
+        at = _moment(text)
+        if at is None:
             return None
-        if at.tzinfo is None:
-            at = at.replace(tzinfo=UTC)
-        seconds = max(0.0, (at - (now or datetime.now(UTC))).total_seconds())
+        seconds = max(0.0, (at - (_sent_at(headers) or now or datetime.now(UTC))).total_seconds())
     return min(seconds, MAX_RETRY_AFTER_S)
+
+
+def _sent_at(headers: Mapping[str, str]) -> datetime | None:
+    """By the upstream's own clock: a time to come back is told by that one, however wrong it is."""
+    text = headers.get("date")
+    return _moment(text) if text else None
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        at = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
 
 
 def _seconds(text: str | None) -> float | None:
@@ -153,6 +167,8 @@ def _seconds(text: str | None) -> float | None:
 
 
 def _is_caller_fault(status: int, problem: UpstreamProblem) -> bool:
+    if status == 403 and problem.code in _POLICY_CODES:
+        return True
     if not 400 <= status < 500 or status in _OURS or status in _CURABLE:
         return False
     return problem.code not in _CREDENTIAL_CODES

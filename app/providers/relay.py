@@ -20,6 +20,7 @@ from typing import Protocol, runtime_checkable
 
 from app.dialects.base import BadAnswer, Dialect, StreamReader, UpstreamSaidError
 from app.dialects.forwarded import Forwarded
+from app.dialects.openai_errors import BOM
 from app.domain.call import Call, Meter, Quality
 from app.domain.catalog import Endpoint
 from app.domain.pricing import Usage
@@ -46,6 +47,8 @@ _DATA = b"data:"
 """What every event has in it, and no comment needs."""
 _JSON = "application/json"
 _SSE = "text/event-stream"
+_BLANK = b" \t\r\n" + BOM
+_JSON_BEGINS = (b"{", b"[")
 _NEVER_A_STREAM = ("text/html", "application/xhtml+xml", "text/xml", "application/xml")
 _VISIBLE_HEADERS = ("openai-processing-ms", "openai-version")
 """Of the upstream's headers those that a caller may see: they name nobody."""
@@ -161,8 +164,6 @@ class RelayAttempt:
                 return self._whole(await exchange.read_all())
             if exchange.content_type in _NEVER_A_STREAM:
                 raise BadAnswer("not_a_stream")
-            if exchange.content_type == _JSON:
-                return self._converted(await exchange.read_all())
             return await self._streaming()
         except UpstreamSaidError as fault:
             raise failures.of_error_object(fault.problem, headers=exchange.headers) from fault
@@ -216,17 +217,25 @@ class RelayAttempt:
         return self._stream_of(reader, data, is_over=True)
 
     async def _streaming(self) -> Answer:
-        """Read until the stream has begun. Raises what the reader says; a stream that ends before is no answer."""
+        """Read until the stream has begun. Raises what the reader says; a stream that ends before is no answer.
+
+        Whether it is a stream is told by its first byte: no event begins as JSON does, while servers name either by the other's type.
+        """
         reader = self._dialect.stream_reader(self._call)
         due_s = self._exchange.asked_s + self._deadlines.first_byte_s
         held: list[bytes] = []
         held_bytes = 0
+        has_shown = False
         pieces: deque[bytes] = deque()
         while not reader.has_begun:
             if not pieces:
                 data = await self._exchange.read_some(due_s - monotonic(), "first_token_timeout")
                 if not data:
                     return self._stream_of(reader, b"".join([*held, reader.end()]), is_over=True)
+                if not has_shown and (shown := data.lstrip(_BLANK)):
+                    if shown.startswith(_JSON_BEGINS):
+                        return self._converted(data + await self._exchange.read_all())
+                    has_shown = True
                 pieces.extend(pieces_near(self._meter.granted_tokens, reader, data))
             ready = reader.feed(pieces.popleft())
             held.append(ready)

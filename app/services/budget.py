@@ -109,7 +109,10 @@ def bill_failed(meter: Meter, attempt: Attempt) -> None:
 def _disbelieved(meter: Meter, model: Model) -> bool:
     """Take a usage that cannot be true for none, and say so on the record."""
     said = meter.usage
-    if said is None or believable(said, meter.estimate, window_of(meter.call, model)) is not None:
+    if said is None:
+        return False
+    window, delivered = window_of(meter.call, model), meter.delivered_tokens
+    if believable(said, meter.estimate, window, delivered_tokens=delivered) is not None:
         return False
     meter.usage = None
     meter.warnings.append(disbelief(said))

@@ -52,7 +52,9 @@ def caller_error(failure: AttemptFailed, *, secrets: tuple[str, ...] = ()) -> Ga
     message = clean(failure.upstream_message or "", secrets=secrets) or FIXED
     status = failure.upstream_status or 400
     code = _code(failure, secrets)
-    if code == ContextLengthExceeded.code:
+    if (
+        code == ContextLengthExceeded.code or status == 403
+    ):  # 403 is ours to say; a rule of the provider's refused the prompt
         status = 400
     return UpstreamRejected(status=status, message=message, code=code, param=_word(failure.upstream_param, secrets))
 
@@ -73,7 +75,8 @@ def _code(failure: AttemptFailed, secrets: tuple[str, ...]) -> str:
     said = f"{failure.upstream_code or ''} {failure.upstream_message or ''}"
     if _CONTEXT.search(said):
         return ContextLengthExceeded.code
-    return _word(failure.upstream_code, secrets) or "invalid_request"
+    code = _word(failure.upstream_code, secrets)
+    return "invalid_request" if code is None or code.isdecimal() else code
 
 
 def _word(value: str | None, secrets: tuple[str, ...]) -> str | None:

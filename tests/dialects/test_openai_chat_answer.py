@@ -53,6 +53,23 @@ def test_a_byte_order_mark_before_the_answer_is_dropped() -> None:
     assert CHAT.read_problem(b'\xef\xbb\xbf{"error":{"message":"too long"}}').message == "too long"
 
 
+@pytest.mark.parametrize("message", ['{"role":"assistant","content":""}', '{"role":"assistant","content":"half an"}'])
+def test_an_answer_that_ended_in_an_error_is_none(message: str) -> None:
+    """As OpenRouter says that the provider behind it broke off; a part of an answer is no answer."""
+    with pytest.raises(UpstreamSaidError):
+        CHAT.read_answer(answer(message, finish='"error"'))
+    said = answer(message, finish='"error","error":{"code":429,"message":"slow down"}')
+    with pytest.raises(UpstreamSaidError) as caught:
+        CHAT.read_answer(said)
+    assert (caught.value.problem.status, caught.value.problem.message) == (429, "slow down")
+
+
+def test_a_prompt_that_a_router_flagged_is_known_by_what_it_says_of_it() -> None:
+    flagged = b'{"error":{"code":403,"message":"flagged","metadata":{"reasons":["violence"],"flagged_input":"hi"}}}'
+    assert CHAT.read_problem(flagged).code == "content_filter"
+    assert CHAT.read_problem(flagged.replace(b"flagged_input", b"provider_name")).code == "403"
+
+
 @pytest.mark.parametrize(("body", "reason"), BAD.values(), ids=BAD.keys())
 def test_t069_a_200_that_is_no_answer_is_found_out(body: bytes, reason: str) -> None:
     with pytest.raises(BadAnswer) as caught:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from app.dialects.base import BadAnswer, UpstreamSaidError
 from app.dialects.openai_chat_stream import ChatStream
+from app.domain.pricing import Usage
 from tests.dialects.vectors import ALL, DONE, HEL, LO, ROLE, SEEN, STOP, VECTORS, Vector, chunk, wire
 
 Seen = tuple[bytes, str | None, ChatStream]
@@ -170,6 +171,36 @@ def test_t072_an_error_event_is_recognised_with_its_status_before_and_after_cont
     assert (out, why, reader.has_begun) == (b"", f"error {status} over", False)
     out, why, reader = run([wire(ROLE, HEL) + event + wire(LO)])
     assert (out, why, reader.has_begun) == (wire(ROLE, HEL), f"error {status} over", True)
+
+
+FAILED = chunk('{"content":""}', '"error"')
+
+
+def test_t072_t073_a_finish_that_is_an_error_is_one() -> None:
+    """As OpenRouter says that the provider behind it broke off: no finish, and never a done marker behind it."""
+    out, why, reader = run([wire(FAILED, DONE)])
+    assert (out, why, reader.has_begun) == (b"", "error None None", False)
+    out, why, reader = run([wire(ROLE, HEL) + wire(FAILED, DONE)])
+    assert (out, why, reader.is_complete) == (wire(ROLE, HEL), "error None None", False)
+
+
+@pytest.mark.parametrize("last", [b'"[DONE]"', b"[done]", b"done", b"{}{}"])
+def test_what_ends_a_whole_answer_in_nobodys_words_spoils_it_not(last: bytes) -> None:
+    """T081, behind the last finish reason."""
+    out, why, reader = run([wire(ROLE, HEL, STOP) + b"data: " + last + b"\n\n"])
+    assert (out, why, reader.is_complete) == (wire(ROLE, HEL, STOP, DONE), None, True)
+    assert run([wire(ROLE, HEL) + b"data: " + last + b"\n\n"])[1] == "bad_event", "before it, it does"
+
+
+ZEROS = b'{"choices":[],"usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}}'
+
+
+def test_t086_of_several_usages_the_last_counts_unless_it_is_nothing_but_zeros() -> None:
+    first, last = (b'{"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":%d}}' % n for n in (1, 5))
+    assert run([wire(ROLE, first, HEL, STOP, last, DONE)])[2].usage == Usage(9, 5)
+    assert run([wire(ROLE, HEL, STOP, last, ZEROS, DONE)])[2].usage == Usage(9, 5)
+    assert run([wire(ROLE, ZEROS, HEL, STOP, last, DONE)])[2].usage == Usage(9, 5)
+    assert run([wire(ROLE, HEL, STOP, last, last, DONE)])[2].usage == Usage(9, 5), "said twice, not summed"
 
 
 def test_a_role_only_event_is_held_to_be_no_beginning_yet() -> None:

@@ -70,3 +70,25 @@ def test_a_call_whose_usage_is_not_believed_is_billed_by_what_was_seen_and_says_
     assert meter.cost_nanousd == 100 * 2 + 12 * 8
     assert len(meter.warnings) == 1
     assert "1000000000" in meter.warnings[0]
+
+
+def test_nothing_at_all_is_not_believed_of_an_answer_that_came() -> None:
+    assert believable(Usage(), ESTIMATE, None, delivered_tokens=1) is None
+    assert believable(Usage(), ESTIMATE, None, delivered_tokens=0) is not None, "a filter took all of it, say"
+    assert believable(Usage(0, 1), ESTIMATE, None, delivered_tokens=1) is not None, "a prompt out of a cache"
+    assert believable(Usage(images=1), ESTIMATE, None, delivered_tokens=1) is not None
+
+
+def test_an_answer_whose_provider_counts_nothing_is_not_for_free() -> None:
+    model = calls.a_model(price=calls.PRICE)
+    meter = calls.a_meter(
+        model=model,
+        endpoint=model.endpoints[0],
+        estimate=calls.an_estimate(100, 50),
+        usage=Usage(),
+        delivered_tokens=12,
+    )
+
+    budget.bill(meter)
+
+    assert (meter.usage, meter.quality) == (Usage(prompt_tokens=100, completion_tokens=12), "estimated")

@@ -513,6 +513,51 @@ async def test_t071_a_complete_answer_where_a_stream_was_asked_for_is_shown_as_o
     assert (one.meter.usage, one.meter.quality, one.meter.finish_reason) == (Usage(10, 8), Quality.EXACT, "stop")
 
 
+def whole(content_type: bytes, *segments: bytes) -> Scenario:
+    """A complete HTTP answer that ends with its connection, in these segments."""
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: " + content_type + b"\r\n\r\n"
+    return Scenario(raw_whole=True, raw_stream=(RawPiece(head), *(RawPiece(each, pause_ms=20) for each in segments)))
+
+
+COMPLETION = (
+    b'{"choices":[{"index":0,"message":{"role":"assistant","content":"x"},"finish_reason":"stop"}],'
+    b'"usage":{"prompt_tokens":10,"completion_tokens":8}}'
+)
+TYPES = [b"application/json", b"text/event-stream", b"text/plain", b"application/octet-stream"]
+
+
+@pytest.mark.parametrize("content_type", TYPES)
+async def test_t071_whether_an_answer_is_a_stream_is_told_by_the_answer_and_not_by_its_type(
+    relay: OpenAIRelay, upstream: ScriptedUpstream, content_type: bytes
+) -> None:
+    stop = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+    one = await run(relay, upstream, whole(content_type, b"\n", SAID, stop, b"data: [DONE]\n\n"))
+    assert (one.failed, one.text, one.meter.finish_reason) == (None, "x", "stop")
+    assert one.pieces > 1, "as they come"
+    for segments in ((COMPLETION,), (b" \n", COMPLETION[:30], COMPLETION[30:]), (b"\xef\xbb\xbf" + COMPLETION,)):
+        one = await run(relay, upstream, whole(content_type, *segments))
+        assert (one.failed, one.text, one.meter.usage) == (None, "x", Usage(10, 8))
+        assert one.events[-1] == b"[DONE]"
+
+
+@pytest.mark.parametrize("content_type", TYPES)
+async def test_t072_an_error_object_in_place_of_a_stream_counts_by_its_own_status(
+    relay: OpenAIRelay, upstream: ScriptedUpstream, content_type: bytes
+) -> None:
+    one = await run(relay, upstream, whole(content_type, b'{"error":{"message":"slow down","code":429}}'))
+    assert seen(one.failure) == (FailureKind.NO_ANSWER, "status_429", NoHealthyEndpoint, 429)
+
+
+async def test_t066_a_prompt_that_a_router_flagged_says_nothing_of_our_credential(
+    relay: OpenAIRelay, upstream: ScriptedUpstream
+) -> None:
+    """OpenRouter says 403 of it; one caller's prompts must not take the endpoint from all others."""
+    body = '{"error":{"code":403,"message":"flagged","metadata":{"reasons":["violence"],"flagged_input":"hi"}}}'
+    one = await run(relay, upstream, Scenario(status=403, error_body=body))
+    assert (one.failure.is_caller_fault, one.failure.is_endpoint_fault) == (True, False)
+    assert one.failure.upstream_code == "content_filter"
+
+
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "unary"])
 async def test_t080_bombs_and_giants_are_dropped(relay: OpenAIRelay, upstream: ScriptedUpstream, stream: bool) -> None:
     one = await run(relay, upstream, Scenario(gzip_bomb_bytes=100 << 20), stream=stream)

@@ -246,3 +246,14 @@ def test_a_prompt_that_is_too_long_is_told_alike_whoever_says_it(code: str | Non
 
 def test_an_unknown_status_is_the_callers_400() -> None:
     assert caller_error(failure("no", status=None)).status == 400
+
+
+@pytest.mark.parametrize("code", ["400", "1000"])
+def test_a_number_is_no_code(code: str) -> None:
+    assert caller_error(failure("no", code=code)).code == "invalid_request"
+
+
+def test_a_providers_rules_are_told_as_a_400_whatever_its_own_status() -> None:
+    """403 is the gateway's word for what a credential may not do."""
+    error = caller_error(failure("flagged", status=403, code="content_filter"))
+    assert (error.status, error.code) == (400, "content_filter")
