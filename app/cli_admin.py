@@ -376,11 +376,13 @@ def _checked(shape: type[Body], /, **fields: Any) -> Body:
     """Read the options as the API reads a body. Raises: InvalidRequest with one line for the operator."""
     from pydantic import ValidationError
 
+    from app.models.field_path import path_of
+
     try:
         return shape.model_validate(fields)
     except ValidationError as error:
         fault = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in fault["loc"])
+        where = path_of(fault["loc"])
         raise InvalidRequest(f"{where}: {fault['msg'].removeprefix('Value error, ')}.", param=where) from None
 
 

@@ -295,7 +295,7 @@ async def test_search_takes_words_as_they_are(api: Client) -> None:
     ("path", "body", "named"),
     [
         ("/users", {"user_oid": "x", "role": "owner", "is_admin": True}, ["role", "is_admin"]),
-        ("/users", {"user_oid": "x", "limits": [{"kind": "tokens", "limit": 1, "spent": 0}]}, ["limits.0.spent"]),
+        ("/users", {"user_oid": "x", "limits": [{"kind": "tokens", "limit": 1, "spent": 0}]}, ["limits[0].spent"]),
         ("/keys", {"user_oid": "u", "key_hash": "x", "tenant_id": 1}, ["key_hash", "tenant_id"]),
         ("/apps", {"app_id": "x", "secret": "s"}, ["secret"]),
         ("/models", {"name": "m", "price": {"input_usd_per_mtok": "1", "output_usd_per_mtok": "1", "free": True}}, ["price.free"]),
@@ -337,7 +337,7 @@ async def test_money_that_is_no_exact_amount_is_refused_by_its_field(api: Client
     budget = {"period": "daily", "hard_limit_usd": amount}
     message = await _refused(api.post("/users", json={"user_oid": "u", "budgets": [budget]}), 400, "invalid_request")
 
-    assert "budgets.0" in message
+    assert "budgets[0]" in message
 
 
 async def test_money_is_taken_as_a_string_or_a_whole_number_and_kept_to_the_nanodollar(api: Client) -> None:
@@ -385,11 +385,31 @@ async def test_an_oversized_body_is_refused(api: Client) -> None:
 
 async def test_paths_and_methods_that_are_not_there_answer_in_our_shape(api: Client) -> None:
     await _refused(api.get("/nothing"), 404, "not_found")
-    assert "GET, POST" in await _refused(api.put("/users"), 405, "method_not_allowed")
+    assert "GET, HEAD, POST" in await _refused(api.put("/users"), 405, "method_not_allowed")
     for path in ("/users/nobody", "/keys/nope", "/keys/%27", "/apps/x", "/models/x/y", "/endpoints/x", "/admins/x"):
         await _refused(api.get(path), 404, "not_found")
     await _refused(api.get("/users/a%00b"), 404, "not_found")
     await _refused(api.get("/users?search=%00"), 400, "invalid_request", "search")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/users", "/users?limit=1", "/users/u", "/users/nobody", "/usage/summary", "/usage/logs?limit=0", "/health"],
+)
+async def test_head_answers_as_get_does_without_a_body(api: Client, path: str) -> None:
+    await _with_user(api)
+    got, headed = await api.get(path), await api.head(path)
+    assert (headed.status_code, headed.content) == (got.status_code, b"")
+    fresh = {"x-request-id", "request-id"}
+    assert {name: value for name, value in headed.headers.items() if name not in fresh} == {
+        name: value for name, value in got.headers.items() if name not in fresh
+    }
+
+
+async def test_head_of_what_has_no_get_is_refused_and_does_nothing(api: Client) -> None:
+    await _with_user(api)
+    assert (await api.head("/keys/x/revoke")).status_code == 405
+    assert (await api.head("/nothing")).status_code == 404
 
 
 async def test_what_goes_wrong_inside_is_told_without_detail(gateway: Gateway) -> None:
@@ -692,8 +712,8 @@ async def test_fallbacks_that_lead_back_are_refused(api: Client) -> None:
     message = await _refused(api.patch("/models/c", json={"fallbacks": ["a"]}), 400, "invalid_request", "fallbacks")
 
     assert "c → a → b → c" in message
-    await _refused(api.patch("/models/a", json={"fallbacks": ["a"]}), 400, "invalid_request", "fallbacks.0")
-    await _refused(api.patch("/models/a", json={"fallbacks": ["nobody"]}), 400, "invalid_request", "fallbacks.0")
+    await _refused(api.patch("/models/a", json={"fallbacks": ["a"]}), 400, "invalid_request", "fallbacks[0]")
+    await _refused(api.patch("/models/a", json={"fallbacks": ["nobody"]}), 400, "invalid_request", "fallbacks[0]")
 
 
 async def test_a_model_without_any_weight_is_refused(api: Client) -> None:

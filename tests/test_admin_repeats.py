@@ -51,6 +51,25 @@ async def test_a_repeat_returns_the_first_answer_and_its_secret(api: Client, gat
     assert row["keys"] == 1
 
 
+async def test_a_repeat_tells_the_version_that_was_made_so_that_it_can_be_changed(api: Client) -> None:
+    """Whoever lost the first answer goes on from the second as from the first."""
+    await with_user(api)
+    first, second = await sent(api, "one"), await sent(api, "one")
+    assert first.headers["etag"] == second.headers["etag"]
+
+    changed = await api.patch(
+        f"/keys/{second.json()['id']}", json={"name": "x"}, headers={"If-Match": second.headers["etag"]}
+    )
+
+    assert changed.status_code == 200, changed.text
+    third = await sent(api, "one")
+    assert third.headers["etag"] == first.headers["etag"], "the first answer, not what it has become"
+    stale = await api.patch(
+        f"/keys/{second.json()['id']}", json={"name": "y"}, headers={"If-Match": third.headers["etag"]}
+    )
+    assert stale.status_code == 412
+
+
 async def test_the_kept_answer_is_sealed(api: Client, gateway: Gateway) -> None:
     await with_user(api)
     secret = (await sent(api, "one")).json()["key"]

@@ -1,6 +1,6 @@
 """Forms as they arrive, and the way from their fields to the bodies of the admin API: the same models check both.
 
-Fields are named like paths into the body (`limits.0.kind`), so that a refusal's `param` is the name of the field it belongs to.
+Fields are named like paths into the body (`limits.0.kind`), so that a refusal's `param` (`limits[0].kind`) names the field it belongs to.
 """
 
 from __future__ import annotations
@@ -177,7 +177,10 @@ def checked(model: type[Body], body: Mapping[str, Any]) -> tuple[Body | None, Er
 
 def refusal(error: CallerError) -> Errors:
     """A command's refusal, at the field that it names."""
-    return {error.param or WHOLE: error.message}
+    return {_INDEX.sub(r".\1", error.param or WHOLE): error.message}
+
+
+_INDEX = re.compile(r"\[(\d+)\]")
 
 
 def _name(location: Sequence[int | str]) -> str:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from app.domain.access import Actor
 from app.exceptions import CallerError, Conflict, GatewayError, NotFound
 from app.import_litellm.plan import Body, Note, Plan, PlannedKey
+from app.models.field_path import path_of
 from app.models.schemas import EndpointCreate, KeyCreate, ModelCreate, UserCreate
 from app.services.management import Management
 from app.storage.management_ports import EndpointSpec, ListQuery
@@ -158,4 +159,4 @@ def _reason(error: GatewayError | ValidationError) -> str:
     if isinstance(error, GatewayError):
         return error.message
     fault = error.errors(include_input=False, include_url=False)[0]
-    return f"'{'.'.join(str(part) for part in fault['loc'])}': {fault['msg'].removeprefix('Value error, ')}"
+    return f"'{path_of(fault['loc'])}': {fault['msg'].removeprefix('Value error, ')}"

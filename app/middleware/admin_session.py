@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.exceptions import Forbidden, GatewayError, InvalidApiKey, PayloadTooLarge, RequestTimeout
 from app.middleware.exchange import error_headers
+from app.middleware.head import as_get
 from app.services.admin_sessions import AdminSessions, Session, SessionCookie
 from app.telemetry import logger
 
@@ -108,6 +109,8 @@ class AdminSessionMiddleware:
         except GatewayError as error:
             await self._refuse(scope, send, error)
         else:
+            if scope["method"] == "HEAD" and _is_under(path, API_PREFIX):
+                scope, send = as_get(scope, send)
             await self._app(scope, receive, send)
 
     async def _admitted(self, scope: Scope, receive: Receive, path: str) -> Receive:

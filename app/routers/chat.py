@@ -100,8 +100,8 @@ class DataPlane:
         async def call(exchange: Exchange) -> None:
             started_s = self._container.clock.monotonic()
             identity = await self._caller(exchange, dialect, started_s)
-            body = await self._body(exchange, is_form=True)
             try:
+                body = await self._body(exchange, is_form=True)
                 read = dialect.read_form(body, exchange.headers[b"content-type"])
             except CallerError as error:
                 await self._refused(_meter(exchange, identity, _unread(dialect, b""), started_s), error)
@@ -167,8 +167,9 @@ class DataPlane:
         container = self._container
         started_s = container.clock.monotonic()
         identity = await self._caller(exchange, dialect, started_s)
-        body = await self._body(exchange)
+        body = b""
         try:
+            body = await self._body(exchange)
             if model is not None:
                 body = with_model(body, model)
             call = dialect.read(body)

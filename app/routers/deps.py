@@ -271,7 +271,7 @@ async def _once(
     async def work() -> Answer:
         response = await handle(request)
         answered.append(response)
-        return Answer(response.status_code, bytes(response.body).decode())
+        return Answer(response.status_code, bytes(response.body).decode(), response.headers.get("etag"))
 
     url = request.url
     asked = b"\n".join((url.path.encode(), url.query.encode(), await request.body()))
@@ -279,6 +279,8 @@ async def _once(
     if not answer.is_repeat:
         return answered[0]
     headers = {"idempotency-replayed": "true"}
+    if answer.etag is not None:
+        headers["etag"] = answer.etag
     return Response(answer.body or None, answer.status, headers, media_type="application/json")
 
 

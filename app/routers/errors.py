@@ -23,6 +23,7 @@ from app.exceptions import (
     NotFound,
 )
 from app.middleware.exchange import error_headers
+from app.models.field_path import path_of
 from app.routers.rights import methods_of
 from app.telemetry import logger
 
@@ -103,8 +104,8 @@ async def _on_unexpected(request: Request, error: Exception) -> Response:
 
 
 def _path(location: Sequence[str | int]) -> str:
-    """The dotted path of a field, without FastAPI's word for where it stood (body, query, path)."""
-    return ".".join(str(part) for part in location[1:])
+    """The path of a field as `limits[0].kind`, without FastAPI's word for where it stood (body, query, path)."""
+    return path_of(location[1:])
 
 
 def _request_id(request: Request) -> str:

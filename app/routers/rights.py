@@ -75,7 +75,7 @@ def methods_of(path: str) -> list[str]:
     """The methods that a path of the admin API answers to; empty for a path that is none of its own."""
     inner = path.removeprefix(PREFIX)
     found = {method for method, pattern in _PATTERNS if pattern.match(inner)} if inner != path else set()
-    return sorted(found)
+    return sorted(found | {"HEAD"} if "GET" in found else found)
 
 
 _PATTERNS: Final = [

@@ -28,6 +28,7 @@ from app.domain.identity import (
     AppCredential,
     Identity,
     PaymentStatus,
+    User,
     payment_day,
     payment_expired,
     require_app_may_call,
@@ -259,8 +260,12 @@ class Identities:
         if found is None:
             raise InvalidApiKey
         app = replace(found.app, secret_ends_at=await self._secret_ends_at(found, shown.secret, own, now))
-        require_app_may_call(app, now=now)
-        require_inside(app.allowed_networks, address)
+        try:
+            require_app_may_call(app, now=now)
+            require_inside(app.allowed_networks, address)
+        except Forbidden as error:
+            error.refused_to = Identity(found.user or _unknown_user(oid), app=app) if oid else None
+            raise
         if not oid:
             raise InvalidRequest(
                 "'X-User-Oid' must be 1 to 200 visible ASCII characters without spaces.", param="X-User-Oid"
@@ -271,7 +276,9 @@ class Identities:
             found = await self._store.registered_app(app.id, oid)
             user = found.user if found is not None else None
         if user is None:
-            raise UserUnknown
+            unknown = UserUnknown()
+            unknown.refused_to = Identity(_unknown_user(oid), app=app)
+            raise unknown
         return Identity(user, app=app)
 
     async def _secret_ends_at(
@@ -342,6 +349,11 @@ def _require_secret(found: RegisteredApp, own: bytes | None, now: datetime) -> d
         if hmac.compare_digest(secret.digest, own) and (secret.ends_at is None or secret.ends_at > now):
             return secret.ends_at
     raise InvalidApiKey
+
+
+def _unknown_user(oid: str) -> User:
+    """Whom an app has named and nobody has registered: the record of its refusal says so."""
+    return User(oid, PaymentStatus.ACTIVE, None)
 
 
 def _refs(identity: Identity) -> list[tuple[str, str]]:

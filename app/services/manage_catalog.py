@@ -161,13 +161,13 @@ def _require_valid_model(spec: ModelSpec, names: dict[str, str]) -> None:
     require_texts(spec.aliases, "aliases")
     require_texts(spec.fallbacks, "fallbacks")
     for index, alias in enumerate(spec.aliases):
-        require_model_name(alias, f"aliases.{index}")
+        require_model_name(alias, f"aliases[{index}]")
         if alias == spec.name or names.get(alias, spec.name) != spec.name:
-            raise Conflict(f"The alias '{alias[:100]}' is taken already.", param=f"aliases.{index}")
+            raise Conflict(f"The alias '{alias[:100]}' is taken already.", param=f"aliases[{index}]")
     for index, fallback in enumerate(spec.fallbacks):
         if names.get(fallback) != fallback or fallback == spec.name:
             raise InvalidRequest(
-                f"'fallbacks.{index}': there is no other model '{fallback[:100]}'.", param=f"fallbacks.{index}"
+                f"'fallbacks[{index}]': there is no other model '{fallback[:100]}'.", param=f"fallbacks[{index}]"
             )
     shadow = spec.shadow
     if shadow is not None and (names.get(shadow.model) != shadow.model or shadow.model == spec.name):

@@ -77,7 +77,7 @@ def require_texts(values: Iterable[str], param: str) -> None:
     if len(listed) > MAX_LIST_LENGTH:
         raise InvalidRequest(f"'{param}' has more than {MAX_LIST_LENGTH} entries.", param=param)
     for index, value in enumerate(listed):
-        require_text(value, f"{param}.{index}", may_be_empty=False)
+        require_text(value, f"{param}[{index}]", may_be_empty=False)
     if len(set(listed)) != len(listed):
         raise InvalidRequest(f"'{param}' names something twice.", param=param)
 
@@ -92,7 +92,7 @@ def checked_networks(values: Iterable[str], param: str) -> tuple[str, ...]:
             network = ip_network(value, strict=False)
         except ValueError:
             raise InvalidRequest(
-                f"'{param}.{index}' is neither an IP address nor a network like 10.0.0.0/8.", param=f"{param}.{index}"
+                f"'{param}[{index}]' is neither an IP address nor a network like 10.0.0.0/8.", param=f"{param}[{index}]"
             ) from None
         is_single = network.prefixlen == network.max_prefixlen
         checked.append(str(network.network_address) if is_single else str(network))
@@ -105,7 +105,7 @@ def require_limits(limits: tuple[Limit, ...]) -> None:
         raise InvalidRequest(f"'limits' has more than {MAX_LIMITS} entries.", param="limits")
     seen: set[tuple[LimitKind, int]] = set()
     for index, limit in enumerate(limits):
-        at = f"limits.{index}"
+        at = f"limits[{index}]"
         if not 0 <= limit.limit <= MAX_LIMIT:
             raise InvalidRequest(f"'{at}.limit' must be between 0 and {MAX_LIMIT}.", param=f"{at}.limit")
         if limit.kind is LimitKind.CONCURRENCY:
@@ -127,7 +127,7 @@ def require_budgets(budgets: tuple[Budget, ...]) -> None:
     """One budget per period; amounts within what the counters hold exactly; soft not above hard."""
     periods = [budget.period for budget in budgets]
     for index, budget in enumerate(budgets):
-        at = f"budgets.{index}"
+        at = f"budgets[{index}]"
         soft, hard = budget.soft_limit_nanousd, budget.hard_limit_nanousd
         for name, amount in (("soft_limit_usd", soft), ("hard_limit_usd", hard)):
             if amount is not None and not 0 <= amount <= MAX_BUDGET_NANOUSD:

@@ -31,6 +31,8 @@ _KEY: Final = re.compile(r"[!-~]{1,255}")
 class Answer:
     status: int
     body: str = field(repr=False)
+    etag: str | None = None
+    """The version of what was made, as `If-Match` wants it."""
     is_repeat: bool = False
 
 
@@ -55,7 +57,8 @@ class Repeats:
                 raise InvalidRequest(f"This '{HEADER}' was sent with another request before.", param=HEADER)
             if known.status is None or known.answer_sealed is None:
                 raise IdempotencyInFlight
-            return Answer(known.status, self._opened(known.answer_sealed, actor, key), is_repeat=True)
+            etag, body = _parted(self._opened(known.answer_sealed, actor, key))
+            return Answer(known.status, body, etag, is_repeat=True)
         try:
             answer = await work()
         except Exception:
@@ -64,7 +67,7 @@ class Repeats:
         if answer.status >= 300:
             await self.store.forget(actor, key)
         else:
-            sealed = self.sealer.seal(answer.body, endpoint_id=_bound_to(actor, key), host="")
+            sealed = self.sealer.seal(_joined(answer), endpoint_id=_bound_to(actor, key), host="")
             await self.store.finish(actor, key, answer.status, sealed)
         return answer
 
@@ -87,6 +90,19 @@ class Repeats:
             return self.sealer.open(sealed, endpoint_id=_bound_to(actor, key), host="")
         except CannotUnseal as error:
             raise Conflict(f"This request was done, but its answer cannot be shown again: {error}.") from None
+
+
+def _joined(answer: Answer) -> str:
+    """What is kept: the entity tag in a line of its own, where there is one, and the body."""
+    return answer.body if answer.etag is None else f"{answer.etag}\n{answer.body}"
+
+
+def _parted(kept: str) -> tuple[str | None, str]:
+    """Bodies are JSON objects or empty, so none begins with a quote, as entity tags do."""
+    if not kept.startswith('"'):
+        return None, kept
+    etag, _, body = kept.partition("\n")
+    return etag, body
 
 
 def _bound_to(actor: str, key: str) -> str:

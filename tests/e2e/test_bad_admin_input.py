@@ -51,7 +51,7 @@ async def test_a_limit_of_calls_at_once_has_no_window_whatever_is_said(house: Ho
         assert made["limits"] == [{"kind": "concurrency", "limit": 5, "window_seconds": 0}]
     without = {"user_oid": unique("u"), "limits": [{"kind": "requests", "limit": 5, "window_seconds": None}]}
     refused = await house.admin("POST", "users", without, expect=400)
-    assert refused["error"]["param"] == "limits.0.window_seconds"
+    assert refused["error"]["param"] == "limits[0].window_seconds"
 
 
 BODIES = {

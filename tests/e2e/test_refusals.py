@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 
-from tests.e2e.house import House, error_of
+from tests.e2e.house import House, error_of, request_id_of, unique
 from tests.e2e.test_sdk import sdk
 from tests.kit import raw_http
 from tests.kit.raw_http import RawResponse
@@ -158,3 +158,35 @@ async def test_a_call_of_somebody_who_may_not_call_now_is_in_the_log_too(house: 
         record = await house.record(answer.header("x-request-id") or "")
         assert (record["outcome"], record["http_status"], record["error_code"]) == ("refused", 403, code)
         assert record["key_id"]
+
+
+async def test_a_call_of_an_app_that_may_not_make_it_is_in_the_log_too(house: House) -> None:
+    """Also the first that a process sees, before it knows the app and its user."""
+    model, user, stranger = await house.model(), await house.user(), unique("stranger")
+    inactive, elsewhere = await house.app(is_active=False), await house.app(allowed_networks=["10.9.8.7"])
+    for app, oid, code in (
+        (inactive, user, "app_inactive"),
+        (inactive, stranger, "app_inactive"),
+        (elsewhere, user, "ip_not_allowed"),
+        (await house.app(), stranger, "user_unknown"),
+    ):
+        answer = await house.app_chat(app, oid, model)
+        assert (answer.status, error_of(answer)["code"]) == (403, code)
+        record = await house.record(request_id_of(answer))
+        assert (record["outcome"], record["http_status"], record["error_code"]) == ("refused", 403, code)
+        assert (record["app_id"], record["user_oid"]) == (app.id, oid)
+
+
+async def test_a_call_whose_body_is_not_taken_is_in_the_log_too(house: House) -> None:
+    key = await house.key()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
+    for headers, status, code in (
+        (f"Content-Type: application/json\r\nContent-Length: {10**9}\r\n", 413, "payload_too_large"),
+        ("Content-Type: text/plain\r\nContent-Length: 2\r\n", 415, "unsupported_media_type"),
+    ):
+        async with raw_http.RawConnection(house.gateway.port) as connection:
+            await connection.send(f"{head}{headers}\r\n{{}}".encode())
+            answer = await connection.response()
+        assert (answer.status, error_of(answer)["code"]) == (status, code)
+        record = await house.record(request_id_of(answer))
+        assert (record["outcome"], record["http_status"], record["error_code"]) == ("refused", status, code)
