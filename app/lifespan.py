@@ -164,7 +164,7 @@ def chores(process: Process) -> list[Chore]:
         Chore("overload", container.overload.watch),
         Chore("doorway", container.doorway.keep),
         Chore("checks", process.calls.checks.run, after=loaded),
-        Chore("shadows", lambda: container.chat.shadows.run(container.chat.opened)),
+        Chore("shadows", lambda: container.chat.shadows.run(container.chat.answered)),
         Chore(
             "old-endpoint-events", process.upstreams.events.forget_old, every_s=3600.0, is_elected=True, after=loaded
         ),

@@ -22,6 +22,7 @@ from app.domain.call import Meter
 from app.domain.catalog import Catalog
 from app.exceptions import AttemptFailed, GatewayError, InternalError
 from app.middleware.exchange import Exchange
+from app.providers.base import Answer
 from app.routers.call_headers import call_headers
 from app.services.budget import bill
 from app.services.chat import Chat
@@ -59,23 +60,20 @@ class CallResponse:
         self._dialect = dialect
         self._catalog = catalog
         self._meter = meter
+        self._headers: list[tuple[bytes, bytes]] = []
+        """Of a whole answer, sent once the call was left."""
+        self._last = b""
+        """Of the answer, sent once the call was left."""
 
     async def send(self, exchange: Exchange) -> None:
         """Make the call and send its answer. Raises: GatewayError while no answer has begun."""
-        last = b""
-        headers: list[tuple[bytes, bytes]] = []
+
+        async def take(answer: Answer) -> None:
+            await self._take(exchange, answer)
+
         try:
-            async with (
-                Watched(exchange, self._meter, self._chat.running),
-                self._chat.opened(self._meter, self._dialect, self._catalog) as answer,
-            ):
-                if answer.chunks is None:
-                    bill(self._meter)  # the cost goes into the headers
-                    headers = [(b"content-type", answer.content_type.encode()), *call_headers(self._meter)]
-                    last = answer.body
-                else:
-                    await exchange.start(200, [*STREAM_HEADERS, *call_headers(self._meter)])
-                    last = await self._send_stream(exchange, answer.body, answer.chunks)
+            async with Watched(exchange, self._meter, self._chat.running):
+                await self._chat.answered(self._meter, self._dialect, self._catalog, take)
         except ClientLeft:
             return
         except CallEnded as ended:
@@ -95,9 +93,19 @@ class CallResponse:
             await exchange.send_last(self._dialect.error_event(internal, exchange.request_id))
             return
         if exchange.started:
-            await exchange.send_last(last)
+            await exchange.send_last(self._last)
         else:
-            await exchange.send(200, headers, last)
+            await exchange.send(200, self._headers, self._last)
+
+    async def _take(self, exchange: Exchange, answer: Answer) -> None:
+        """An answer that has begun: keep it if it is whole, send it as it comes if it is a stream."""
+        if answer.chunks is None:
+            bill(self._meter)  # the cost goes into the headers
+            self._headers = [(b"content-type", answer.content_type.encode()), *call_headers(self._meter)]
+            self._last = answer.body
+        else:
+            await exchange.start(200, [*STREAM_HEADERS, *call_headers(self._meter)])
+            self._last = await self._send_stream(exchange, answer.body, answer.chunks)
 
     async def _send_stream(self, exchange: Exchange, first: bytes, chunks: AsyncIterator[bytes]) -> bytes:
         """Send what comes as it comes; return the bytes that end the stream, which are sent once the call was left."""

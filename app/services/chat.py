@@ -6,8 +6,7 @@ order: the upstream is closed, the money settled, the record written.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 
 from app.dialects.base import Dialect
 from app.domain.call import Meter
@@ -39,9 +38,10 @@ class Chat:
         self.shadows = shadows
         self.stream_cap = StreamCap(estimation)
 
-    @asynccontextmanager
-    async def opened(self, meter: Meter, dialect: Dialect, catalog: Catalog) -> AsyncIterator[Answer]:
-        """Make one call. Inside the context the answer has begun; its stream, if it is one, is still under way.
+    async def answered(
+        self, meter: Meter, dialect: Dialect, catalog: Catalog, take: Callable[[Answer], Awaitable[None]]
+    ) -> None:
+        """Make one call. `take` is given the answer once it has begun; its stream, if it is one, is still under way.
 
         Raises: GatewayError before the answer has begun, AttemptFailed when a stream breaks after it has.
         """
@@ -55,5 +55,5 @@ class Chat:
                 # 502, 503, 504: until one endpoint begins
                 async with self.failover.opened(dialect, model, meter, catalog) as answer:
                     # a stream ends where what was reserved for it ends
-                    yield await self.stream_cap.begun(answer, dialect, meter)
+                    await take(await self.stream_cap.begun(answer, dialect, meter))
                 await self.stream_cap.ended(answer, meter)  # counted, where its provider did not

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from app.clock import Clock
@@ -33,7 +32,8 @@ MAX_BODY_BYTES: Final = 1 << 20
 PATIENCE_S: Final = 120.0
 """A shadow that has not answered by then has shown what it is worth."""
 
-Opened = Callable[[Meter, Dialect, Catalog], AbstractAsyncContextManager[Answer]]
+Answered = Callable[[Meter, Dialect, Catalog, Callable[[Answer], Awaitable[None]]], Awaitable[None]]
+"""`Chat.answered`."""
 Offer = tuple[Meter, str, Dialect, Catalog]
 """The call that is shadowed, the name of the model that is to answer it too, how to write it, and the catalog it was admitted with."""
 
@@ -60,26 +60,24 @@ class Shadows:
         except asyncio.QueueFull:
             self.dropped += 1
 
-    async def run(self, opened: Opened) -> None:
+    async def run(self, answered: Answered) -> None:
         """Make shadow calls, for ever."""
         async with asyncio.TaskGroup() as workers:
             for _ in range(WORKERS):
-                workers.create_task(self._work(opened))
+                workers.create_task(self._work(answered))
 
-    async def _work(self, opened: Opened) -> None:
+    async def _work(self, answered: Answered) -> None:
         while True:
             shadowed, model, dialect, catalog = await self._queue.get()
             # A task of its own: a call that loses its lease is ended by cancelling its task, and this one has to go on.
             async with asyncio.TaskGroup() as one:
-                one.create_task(self._made(opened, shadowed, model, dialect, catalog))
+                one.create_task(self._made(answered, shadowed, model, dialect, catalog))
 
-    async def _made(self, opened: Opened, shadowed: Meter, model: str, dialect: Dialect, catalog: Catalog) -> None:
+    async def _made(self, answered: Answered, shadowed: Meter, model: str, dialect: Dialect, catalog: Catalog) -> None:
         try:
             meter = self._meter(shadowed, model, dialect)
-            async with asyncio.timeout(PATIENCE_S), opened(meter, dialect, catalog) as answer:
-                if answer.chunks is not None:
-                    async for _ in answer.chunks:
-                        pass
+            async with asyncio.timeout(PATIENCE_S):
+                await answered(meter, dialect, catalog, _read_to_the_end)
         except (GatewayError, AttemptFailed, TimeoutError):
             pass  # it is on the shadow's record, which is what it was made for
         except Exception:  # noqa: BLE001 - a shadow's fault must not end the others
@@ -97,3 +95,9 @@ class Shadows:
             created_at=time_of(request_id),
             started_s=self._clock.monotonic(),
         )
+
+
+async def _read_to_the_end(answer: Answer) -> None:
+    if answer.chunks is not None:
+        async for _ in answer.chunks:
+            pass

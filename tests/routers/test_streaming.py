@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -75,8 +75,9 @@ class FakeChat(Chat):
         self.left_after: list[bytes] | None = None
         self.left_by: BaseException | None = None
 
-    @asynccontextmanager
-    async def opened(self, meter: Meter, dialect: Dialect, catalog: Catalog) -> AsyncIterator[Answer]:
+    async def answered(
+        self, meter: Meter, dialect: Dialect, catalog: Catalog, take: Callable[[Answer], Awaitable[None]]
+    ) -> None:
         first = self._script.pop(0)
         if isinstance(first, asyncio.Event):
             await first.wait()
@@ -86,9 +87,9 @@ class FakeChat(Chat):
         assert isinstance(first, bytes)
         try:
             if self._is_stream:
-                yield Answer("text/event-stream", first, chunks=self._chunks())
+                await take(Answer("text/event-stream", first, chunks=self._chunks()))
             else:
-                yield Answer("application/json", first)
+                await take(Answer("application/json", first))
         except BaseException as error:
             self.left_by = error
             raise

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -37,15 +36,16 @@ class House:
     def offer(self, meter: Meter | None = None) -> None:
         self.shadows.offer(MODEL, meter or a_meter(call=CHAT.read(BODY)), CHAT, CATALOG)
 
-    @asynccontextmanager
-    async def opened(self, meter: Meter, dialect: Dialect, catalog: Catalog) -> AsyncIterator[Answer]:
+    async def answered(
+        self, meter: Meter, dialect: Dialect, catalog: Catalog, take: Callable[[Answer], Awaitable[None]]
+    ) -> None:
         self.called.append(meter)
         if self.fails:
             raise self.fails.pop(0)
-        yield Answer("application/json", b"{}")
+        await take(Answer("application/json", b"{}"))
 
     async def until_called(self, times: int) -> None:
-        running = asyncio.create_task(self.shadows.run(self.opened))
+        running = asyncio.create_task(self.shadows.run(self.answered))
         async with asyncio.timeout(5):
             while len(self.called) < times:
                 await asyncio.sleep(0.001)
@@ -94,7 +94,7 @@ def test_what_does_not_fit_is_left_out_and_counted() -> None:
 async def test_nothing_that_befalls_a_shadow_ends_the_others(fault: BaseException) -> None:
     house = House()
     house.fails = [fault] * 2
-    running = asyncio.create_task(house.shadows.run(house.opened))
+    running = asyncio.create_task(house.shadows.run(house.answered))
     async with asyncio.timeout(5):
         while len(house.called) < WORKERS + 4:
             house.offer()
