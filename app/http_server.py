@@ -6,6 +6,7 @@ other: two system calls, for uvloop writes at once. Here:
 1. A header's name is looked at once, and remembered as it is written; there are some fifty. The values are checked all together: a head
    with a control character in it beyond the ends of its own lines holds a value that could pass for a header of its own.
 2. The head waits for the first part of the body and leaves with it. ASGI asks servers to do so anyway.
+3. An event is made when somebody waits for it. Of a request that came in one piece nobody does.
 
 What an application may send and what is written for it, byte for byte, is uvicorn's (tests/test_http_server.py holds them together), and
 so are parsing, pipelining, keep-alive and the way out. Under another server the application serves the same for more CPU.
@@ -29,8 +30,56 @@ FRAMING: Final = frozenset({b"content-length", b"transfer-encoding", b"connectio
 MAX_NAMES: Final = 1024
 """Names are ours and few. Were a caller ever able to choose one, this bounds what is remembered of them."""
 
-_names: dict[bytes, tuple[bytes, bytes]] = {}
-"""By name as it was given: in lower case, and as it is written."""
+
+class _Names(dict[bytes, bytes]):
+    """By name as it was given: as it is written, behind the end of the line before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.framing: dict[bytes, bytes] = {}
+        """Of those that say something of the framing: in lower case."""
+
+    def __missing__(self, name: bytes) -> bytes:
+        """Look at a name. Raises: RuntimeError where it is none."""
+        if HEADER_RE.search(name):
+            raise RuntimeError("Invalid HTTP header name.")
+        lower = name.lower()
+        shown = b"\r\n" + lower + b": "
+        if lower in FRAMING:
+            self.framing[name] = lower
+        if lower in FRAMING or len(self) < MAX_NAMES:
+            self[name] = shown
+        return shown
+
+
+_names = _Names()
+
+
+class LateEvent:
+    """An `asyncio.Event` that costs nothing until somebody waits for it."""
+
+    __slots__ = ("_event", "_is_set")
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._event: asyncio.Event | None = None
+
+    def set(self) -> None:
+        self._is_set = True
+        if self._event is not None:
+            self._event.set()
+
+    def clear(self) -> None:
+        self._is_set = False
+        if self._event is not None:
+            self._event.clear()
+
+    async def wait(self) -> None:
+        if self._is_set:
+            return
+        if self._event is None:
+            self._event = asyncio.Event()
+        await self._event.wait()
 
 
 class Answering(RequestResponseCycle):
@@ -60,22 +109,22 @@ class Answering(RequestResponseCycle):
             self._write(message.get("body", b""), more_body=message.get("more_body", False))
 
     def _head_of(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-        lines: list[bytes] = []
+        names, framing = _names, _names.framing
+        pairs = [*self.default_headers, *headers]
+        lines = [names[name] + value for name, value in pairs]
         says_close = False
-        for name, value in (*self.default_headers, *headers):
-            lower, shown = _names.get(name) or _looked_at(name)
-            lines += (shown, value, b"\r\n")
-            if lower in FRAMING:
-                says_close |= self._says_close(lower, value)
+        for name, value in pairs:
+            if name in framing:
+                says_close |= self._says_close(framing[name], value)
         if not (self.keep_alive or says_close):
-            lines += (b"connection: ", b"close", b"\r\n")
+            lines.append(b"\r\nconnection: close")
         if self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in (204, 304):
             self.chunked_encoding = True
-            lines += (b"transfer-encoding: ", b"chunked", b"\r\n")
+            lines.append(b"\r\ntransfer-encoding: chunked")
         fields = b"".join(lines)
-        if len(fields) - len(fields.translate(None, CONTROLS)) != 2 * len(lines) // 3:
+        if len(fields) - len(fields.translate(None, CONTROLS)) != 2 * len(lines):
             raise RuntimeError("Invalid HTTP header value.")
-        return b"".join((STATUS_LINE[status], fields, b"\r\n"))
+        return b"".join((STATUS_LINE[status][:-2], fields, b"\r\n\r\n"))
 
     def _says_close(self, name: bytes, value: bytes) -> bool:
         """Note what a header says of the framing. Returns whether it is the one that closes the connection."""
@@ -115,16 +164,6 @@ class Answering(RequestResponseCycle):
         self.on_response()
 
 
-def _looked_at(name: bytes) -> tuple[bytes, bytes]:
-    """A header's name in lower case, and as it is written. Raises: RuntimeError where it is none."""
-    if HEADER_RE.search(name):
-        raise RuntimeError("Invalid HTTP header name.")
-    lower = name.lower()
-    if len(_names) < MAX_NAMES:
-        _names[name] = (lower, lower + b": ")
-    return lower, lower + b": "
-
-
 class HttpServer(HttpToolsProtocol):
     """One connection. Only the answers are ours: uvicorn's own way to begin one, without what this process never switches on."""
 
@@ -150,7 +189,7 @@ class HttpServer(HttpToolsProtocol):
             access_logger=self.access_logger,
             access_log=False,
             default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
+            message_event=LateEvent(),  # type: ignore[arg-type] # what is asked of one is all here
             expect_100_continue=self.expect_100_continue,
             keep_alive=version != "1.0" and parser.should_keep_alive(),
             on_response=self.on_response_complete,
