@@ -1,7 +1,7 @@
 """The thread that writes the log: whatever reads it (a pipe that nobody empties, a disk that is slow), the event loop never waits for it.
 
-1. Lines gather for a moment and are written together. What is written at once is no longer than a pipe takes in one piece, so that the
-   lines of several processes on one pipe do not run into each other.
+1. Lines gather for a moment and are written together. What is written to a pipe at once is no longer than it takes in one piece, so that
+   the lines of several processes on it do not run into each other; a file takes each piece whole, whatever its length.
 2. So many lines may wait. Those beyond are dropped and counted: calls matter more, and their records are elsewhere.
 3. What is said seldom is written at once where that takes no time: the last words of a process that is ended by a signal are heard.
 4. A process that ends waits briefly for what is left to be written.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import os
 import select
+import stat
 import threading
 import time
 from collections import deque
@@ -21,6 +22,8 @@ GATHERED_S = 0.02
 """A thread that woke up for every line took more time than the writing."""
 MAX_LINES = 10_000
 """Some 5 MB of calls' lines: ten seconds at a thousand calls a second."""
+FILE_PIECE_BYTES = 64 << 10
+"""Written at once where that is no pipe: each writing lets go of the interpreter's lock, which a busy event loop then has to give back."""
 LAST_WAIT_S = 1.0
 
 
@@ -34,6 +37,7 @@ class LogLines:
         self._lines: deque[bytes] = deque()
         self._came = threading.Event()
         self._is_busy = False
+        self._piece_bytes = FILE_PIECE_BYTES if stat.S_ISREG(os.fstat(file).st_mode) else select.PIPE_BUF
         self._room = select.poll()
         self._room.register(file, select.POLLOUT)
         threading.Thread(target=self._write_all, name="log", daemon=True).start()
@@ -75,11 +79,13 @@ class LogLines:
             self._is_busy = False
 
     def _next_piece(self) -> tuple[bytes, int]:
-        """Whole lines that a pipe takes in one piece, and how many; a longer one alone."""
-        piece, count = self._lines.popleft(), 1
-        while self._lines and len(piece) + len(self._lines[0]) <= select.PIPE_BUF:
-            piece, count = piece + self._lines.popleft(), count + 1
-        return piece, count
+        """Whole lines that go in one piece, and how many; a longer one alone."""
+        lines = [self._lines.popleft()]
+        left = self._piece_bytes - len(lines[0])
+        while self._lines and len(self._lines[0]) <= left:
+            lines.append(self._lines.popleft())
+            left -= len(lines[-1])
+        return b"".join(lines), len(lines)
 
     def _write(self, piece: bytes, lines: int) -> None:
         try:
