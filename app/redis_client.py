@@ -86,6 +86,7 @@ class RedisClient:
     def __init__(self, redis: Redis, *, timeout_s: float) -> None:
         self.redis = redis
         self._timeout_s = timeout_s
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._queue: list[_Queued] = []
         self._wakeup = asyncio.Event()
         self._known: dict[str, Script] = {}
@@ -100,7 +101,10 @@ class RedisClient:
         if self._is_over:  # whoever asks now would wait for ever
             raise CounterStoreAway
         self._known.setdefault(script.sha, script)
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        loop = self._loop
+        if loop is None:  # asked for once: each time it is a system call
+            loop = self._loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Any] = loop.create_future()
         self._queue.append(_Queued(script, keys, arguments, answer))
         self._wakeup.set()
         return await answer

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -55,6 +54,17 @@ class Rates:
     cached_audio_input: PicoUsd | None = None
     image_input: PicoUsd | None = None
     image_output: PicoUsd | None = None
+    dearest: tuple[PicoUsd, PicoUsd] = field(init=False, repr=False, compare=False)
+    """The dearest kind of input, and of output; looked for once, and asked for by every call."""
+    is_plain: bool = field(init=False, repr=False, compare=False)
+    """No kind has a rate of its own."""
+
+    def __post_init__(self) -> None:
+        cache = (self.cached_input, self.cached_audio_input, self.cache_write_5m, self.cache_write_1h)
+        inputs = _known(*cache, self.audio_input, self.image_input)
+        outputs = _known(self.reasoning, self.audio_output, self.image_output)
+        object.__setattr__(self, "dearest", (max([self.input, *inputs]), max([self.output, *outputs])))
+        object.__setattr__(self, "is_plain", not inputs and not outputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +102,9 @@ class Price:
 
     def rates_for(self, prompt_tokens: int, service_tier: str | None = None) -> Rates:
         """A service tier that the price does not know (`default`, `standard` …) costs the price's own rates."""
-        served = next((tier for tier in self.service_tiers if tier.name == service_tier), self)
+        served: Price | ServiceTier = self
+        if service_tier is not None and self.service_tiers:
+            served = next((tier for tier in self.service_tiers if tier.name == service_tier), self)
         rates = served.rates
         for tier in served.tiers:
             if prompt_tokens > tier.above_prompt_tokens:
@@ -116,14 +128,16 @@ class Cost(msgspec.Struct, frozen=True):
 def cost_of(usage: Usage, price: Price) -> Cost:
     """Σ quantity × unit price, rounded up to a nanodollar once. Kinds are parts of their family and never counted twice."""
     rates = price.rates_for(usage.prompt_tokens, usage.service_tier)
+    of_input = () if rates.is_plain else _kinds_of_input(usage, rates)
+    of_output = () if rates.is_plain else _kinds_of_output(usage, rates)
     lines = [
-        *_family("input", usage.prompt_tokens, rates.input, _kinds_of_input(usage, rates)),
-        *_family("output", usage.completion_tokens, rates.output, _kinds_of_output(usage, rates)),
+        *_family("input", usage.prompt_tokens, rates.input, of_input),
+        *_family("output", usage.completion_tokens, rates.output, of_output),
         CostLine("request", 1, price.request),
         CostLine("image", usage.images, price.image),
     ]
-    charged = tuple(line for line in lines if line.quantity > 0 and line.unit_pico > 0)
-    return Cost(pico_to_nano_rounded_up(sum(line.quantity * line.unit_pico for line in charged)), charged)
+    charged = tuple([line for line in lines if line.quantity > 0 and line.unit_pico > 0])
+    return Cost(pico_to_nano_rounded_up(sum([line.quantity * line.unit_pico for line in charged])), charged)
 
 
 _Kind = tuple[str, int, PicoUsd | None]
@@ -178,7 +192,7 @@ def dearest(
 ) -> tuple[int, PicoUsd]:
     """What a call costs at most before it has said a word, each token of its prompt as the dearest kind of input, and each token that
     it says; both in picodollars."""
-    kinds = [_dearest(rates) for rates in _reachable(price, prompt_tokens, asked_tiers)]
+    kinds = [rates.dearest for rates in _reachable(price, prompt_tokens, asked_tiers)]
     sent = prompt_tokens * max([kind[0] for kind in kinds]) + price.request + images * price.image
     return sent, PicoUsd(max([kind[1] for kind in kinds]))
 
@@ -204,14 +218,6 @@ _SETTLED = frozenset({"default", "standard", "standard_only", "flex", "batch"})
 """Who asks for one of these is served as that, or as the default."""
 
 
-@lru_cache(maxsize=4096)
-def _dearest(rates: Rates) -> tuple[int, int]:
-    """The dearest kind of input, and of output."""
-    r = rates
-    inputs = _known(r.input, r.cached_input, r.cache_write_5m, r.cache_write_1h, r.audio_input, r.cached_audio_input)
-    return max([*inputs, *_known(r.image_input)]), max(_known(r.output, r.reasoning, r.audio_output, r.image_output))
-
-
 def _reachable(price: Price, prompt_tokens: int, asked_tiers: Collection[str]) -> list[Rates]:
     """The rates of every tier that a prompt of at most this length can fall into."""
     if not price.tiers and not price.service_tiers:
@@ -225,5 +231,5 @@ def _reachable(price: Price, prompt_tokens: int, asked_tiers: Collection[str]) -
     ]
 
 
-def _known(*rates: PicoUsd | None) -> list[int]:
+def _known(*rates: PicoUsd | None) -> list[PicoUsd]:
     return [rate for rate in rates if rate is not None]

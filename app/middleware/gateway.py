@@ -143,11 +143,12 @@ def _tidied(path: str) -> str:
 def _doubt_claimed_address(scope: Scope) -> None:
     """Forget an address that is the client's own word. A bare `uvicorn app.main:app` takes what anybody on its own machine writes into
     `X-Forwarded-For` for where he is, and the true one is lost by then; a loopback address is what he has anyway."""
+    client = scope.get("client")
+    if not client or client[0].startswith("127.") or client[0] == "::1":
+        return
     for name, value in scope["headers"]:
-        if name == b"x-forwarded-for":
-            client = scope.get("client")
-            if client and not client[0].startswith("127.") and client[0] != "::1" and client[0].encode() in value:
-                scope["client"] = None
+        if name == b"x-forwarded-for" and client[0].encode() in value:
+            scope["client"] = None
 
 
 def _closing(send: Send) -> Send:

@@ -165,6 +165,14 @@ class Transport:
         self._targets: dict[str, Target] = {}
         self._idle: defaultdict[tuple[str, str, int], list[Connection]] = defaultdict(list)
         self._sweep: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The one it is used in. Asked for once: each time it is a system call."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop
 
     def opened(self, request: Outgoing) -> Exchange:
         """An async context: entering sends the request and waits for the answer's head.
@@ -301,7 +309,7 @@ class Exchange:
         request = self._request
         self._target = target = self._transport.target(request.url)
         head = _head(request, target)
-        self._loop = asyncio.get_running_loop()
+        self._loop = self._transport.loop
         try:
             connection = self._transport.pooled(target)
             if connection is None or not await self._asked(connection, head):

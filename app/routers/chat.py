@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
+from functools import partial
 from typing import NoReturn
 
 import msgspec
@@ -91,10 +92,7 @@ class DataPlane:
         )
 
     def _calling(self, dialect: Dialect) -> Route:
-        async def call(exchange: Exchange) -> None:
-            await self._call(exchange, dialect)
-
-        return Route({"POST": call}, dialect.error_body)
+        return Route({"POST": partial(self._call, dialect)}, dialect.error_body)
 
     def _calling_with_form(self, dialect: Transcriptions) -> Route:
         async def call(exchange: Exchange) -> None:
@@ -113,7 +111,7 @@ class DataPlane:
         """Azure's clients: the path names the model, whatever the body says."""
         for path, dialect in OF_DEPLOYMENTS.items():
             if exchange.argument.endswith(path) and exchange.argument != path:
-                await self._call(exchange, dialect, model=exchange.argument.removesuffix(path))
+                await self._call(dialect, exchange, model=exchange.argument.removesuffix(path))
                 return
             if exchange.argument == path:
                 break
@@ -162,7 +160,7 @@ class DataPlane:
     async def root(self, exchange: Exchange) -> None:
         await exchange.send(200, JSON, b'{"name":"Antigravity LLM Gateway","docs":"/docs","health":"/health"}')
 
-    async def _call(self, exchange: Exchange, dialect: Dialect, *, model: str | None = None) -> None:
+    async def _call(self, dialect: Dialect, exchange: Exchange, *, model: str | None = None) -> None:
         """One call: who, what, then `services/chat.py`. `model`, where given, stands in the body's place."""
         container = self._container
         started_s = container.clock.monotonic()
@@ -209,9 +207,9 @@ class DataPlane:
             else:
                 await repeats.forget(claim)
 
-    async def _body(self, exchange: Exchange, *, is_form: bool = False) -> bytes:
+    def _body(self, exchange: Exchange, *, is_form: bool = False) -> Awaitable[bytes]:
         settings = self._container.settings
-        return await exchange.read_body(
+        return exchange.read_body(
             max_bytes=settings.max_request_bytes, timeout_s=settings.request_body_timeout_seconds, is_form=is_form
         )
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from types import TracebackType
 
 from starlette.types import Receive
@@ -67,10 +68,7 @@ class CallResponse:
 
     async def send(self, exchange: Exchange) -> None:
         """Make the call and send its answer. Raises: GatewayError while no answer has begun."""
-
-        async def take(answer: Answer) -> None:
-            await self._take(exchange, answer)
-
+        take = partial(self._take, exchange)
         try:
             async with Watched(exchange, self._meter, self._chat.running):
                 await self._chat.answered(self._meter, self._dialect, self._catalog, take)
@@ -144,7 +142,7 @@ class Watched:
         self._timer: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin)
+        self._timer = self._call.get_loop().call_later(WATCH_AFTER_S, self._begin)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -366,13 +366,13 @@ class AdmittedCall:
         self._meter = meter
         self._catalog = catalog
 
-    async def __aenter__(self) -> Model:
-        return await self._admission.begin(self._model, self._meter, self._catalog)
+    def __aenter__(self) -> Awaitable[Model]:
+        return self._admission.begin(self._model, self._meter, self._catalog)
 
-    async def __aexit__(
+    def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._admission.end(self._meter, error)
+    ) -> Awaitable[None]:
+        return self._admission.end(self._meter, error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -391,10 +391,10 @@ class OpenedCall:
         self._begun = begun = await self._failover.begin(*self._asked)
         return begun.answer
 
-    async def __aexit__(
+    def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        return await self._failover.end(self._begun, self._meter, error)
+    ) -> Awaitable[bool | None]:
+        return self._failover.end(self._begun, self._meter, error)
 
 
 def _may_fall_back(error: GatewayError) -> bool:

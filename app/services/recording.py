@@ -127,31 +127,35 @@ def _record(
 def _detail(meter: Meter) -> RecordDetail:
     estimate, price, cost = meter.estimate, meter.price, meter.cost
     return RecordDetail(
-        attempts=tuple(_attempt(attempt) for attempt in meter.attempts),
-        candidates=tuple(CandidateDetail(c.endpoint_id, c.verdict) for c in meter.candidates),
+        attempts=tuple([_attempt(attempt) for attempt in meter.attempts]),
+        candidates=tuple([CandidateDetail(c.endpoint_id, c.verdict) for c in meter.candidates]),
         limits=tuple(
-            LimitDetail(
-                scope=state.claim.scope,
-                scope_id=state.claim.scope_id,
-                kind=state.claim.limit.kind,
-                limit=state.claim.limit.limit,
-                window_seconds=state.claim.limit.window_s,
-                claimed=state.claim.amount,
-                remaining_after=state.remaining,
-            )
-            for state in meter.limits
+            [
+                LimitDetail(
+                    scope=state.claim.scope,
+                    scope_id=state.claim.scope_id,
+                    kind=state.claim.limit.kind,
+                    limit=state.claim.limit.limit,
+                    window_seconds=state.claim.limit.window_s,
+                    claimed=state.claim.amount,
+                    remaining_after=state.remaining,
+                )
+                for state in meter.limits
+            ]
         ),
         budgets=tuple(
-            BudgetDetail(
-                scope=state.claim.scope,
-                scope_id=state.claim.scope_id,
-                period=state.claim.period.name,
-                hard_limit_nanousd=state.claim.budget.hard_limit_nanousd,
-                reserved_nanousd=state.claim.amount_nanousd,
-                spent_before_nanousd=state.spent_nanousd,
-                reserved_by_others_nanousd=state.reserved_nanousd,
-            )
-            for state in meter.budgets
+            [
+                BudgetDetail(
+                    scope=state.claim.scope,
+                    scope_id=state.claim.scope_id,
+                    period=state.claim.period.name,
+                    hard_limit_nanousd=state.claim.budget.hard_limit_nanousd,
+                    reserved_nanousd=state.claim.amount_nanousd,
+                    spent_before_nanousd=state.spent_nanousd,
+                    reserved_by_others_nanousd=state.reserved_nanousd,
+                )
+                for state in meter.budgets
+            ]
         ),
         arithmetic=_arithmetic(cost) if cost else (),
         price_source=price.source if price else None,
@@ -165,7 +169,7 @@ def _detail(meter: Meter) -> RecordDetail:
 
 
 def _arithmetic(cost: Cost) -> tuple[CostLineDetail, ...]:
-    return tuple(CostLineDetail(line.what, line.quantity, line.unit_pico) for line in cost.lines)
+    return tuple([CostLineDetail(line.what, line.quantity, line.unit_pico) for line in cost.lines])
 
 
 def _attempt(attempt: Attempt) -> AttemptDetail:

@@ -62,10 +62,10 @@ class Logged:
     async def __aenter__(self) -> None:
         self._log.begin(self._meter)
 
-    async def __aexit__(
+    def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._log.end(self._meter, error)
+    ) -> Awaitable[None]:
+        return self._log.end(self._meter, error)
 
 
 class UsageLog:

@@ -300,18 +300,18 @@ def _forget_at(claim: BudgetClaim) -> int | str:
     return "" if ends_at is None else int(ends_at.timestamp() * 1000) + BUDGET_KEPT_AFTER_END_MS
 
 
-def _admitted(reservation: Reservation, answer: list[int]) -> Admitted:
+def _admitted(reservation: Reservation, answer: list[Any]) -> Admitted:
     """Read the script's answer: 0, now, granted tokens, then three numbers for each limit and for each budget."""
     budgets_at = 3 + 3 * len(reservation.claims)
-    limits = tuple(
+    limits = [
         ClaimState(_claimed(claim, answer[at + 2]), answer[at], answer[at + 1])
         for at, claim in zip(range(3, budgets_at, 3), reservation.claims, strict=True)
-    )
-    budgets = tuple(
-        BudgetState(_reserved(claim, answer[at + 2]), NanoUsd(answer[at]), NanoUsd(answer[at + 1]))
+    ]
+    budgets = [
+        BudgetState(_reserved(claim, answer[at + 2]), answer[at], answer[at + 1])
         for at, claim in zip(range(budgets_at, len(answer), 3), reservation.budgets, strict=True)
-    )
-    return Admitted(limits, budgets, answer[2])
+    ]
+    return Admitted(tuple(limits), tuple(budgets), answer[2])
 
 
 def _claimed(claim: Claim, amount: int) -> Claim:
