@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from app.dialects.envelope import encode
+from app.dialects.envelope import as_members, encode
 from app.domain.call import Call
 
 MAX_TOKENS = 100_000_000
@@ -31,6 +31,19 @@ def asking_for_usage(options: Raw | None) -> object:
     if options is None or bytes(options) == b"null":
         return {"include_usage": _TRUE}
     return msgspec.json.decode(options, type=dict[str, Raw]) | {"include_usage": _TRUE}
+
+
+def without_asking(body: bytes, call: Call) -> bytes:
+    """A request's body as if the gateway had not asked for the usage: with the `stream_options` that the caller gave, if any."""
+    members: dict[str, object] = dict(as_members(body))
+    members.pop("stream_options", None)
+    own = call.fields.get("stream_options")
+    return encode(members if own is None else {**members, "stream_options": own})
+
+
+def is_refusal_to_be_asked(status: int, body: bytes) -> bool:
+    """Whether an error is about `stream_options`, which some older servers do not know. One that repeats the request is not."""
+    return status in (400, 422) and b"stream_options" in body and b"messages" not in body and b"prompt" not in body
 
 
 def cap_names(fields: Mapping[str, Raw]) -> list[str]:

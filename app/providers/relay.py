@@ -18,13 +18,15 @@ from time import monotonic
 from types import TracebackType
 from typing import Protocol, runtime_checkable
 
+import msgspec
+
 from app.dialects.base import BadAnswer, Dialect, StreamReader, UpstreamSaidError
 from app.dialects.forwarded import Forwarded
 from app.dialects.openai_errors import BOM
+from app.dialects.openai_request import is_refusal_to_be_asked, without_asking
 from app.domain.call import Call, Meter, Quality
 from app.domain.catalog import Endpoint
 from app.domain.pricing import Usage
-from app.exceptions import AttemptFailed
 from app.providers import failures
 from app.providers.addresses import address_of
 from app.providers.base import Answer
@@ -43,6 +45,9 @@ _GOODBYE_S = 1.0
 _USAGE_S = 5.0
 """How long after the last finish reason the usage may take. It comes at once or never; the caller waits for the end meanwhile."""
 
+_UNASKED_S = 3600.0
+"""How long an endpoint that refused to be asked for the usage is not asked: servers learn it with their next version."""
+_MAX_UNASKED = 4096
 _DATA = b"data:"
 """What every event has in it, and no comment needs."""
 _JSON = "application/json"
@@ -74,6 +79,8 @@ class OpenAIRelay:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
+        self._unasked: dict[tuple[str, str], float] = {}
+        """Endpoints that refuse to be asked for a stream's usage, and until when they are not asked again."""
 
     def opened(
         self,
@@ -92,10 +99,53 @@ class OpenAIRelay:
         if meter.trace is not None:
             headers = {**headers, "traceparent": meter.trace.traceparent}
         outgoing = outgoing_to(address.url, headers, call, endpoint, dialect, max_tokens, deadline_s)
-        return RelayAttempt(self._transport.opened(outgoing), call, dialect, meter, outgoing.deadlines)
+        plainer: Plainer | None = None
+        if call.is_stream and (not call.wants_usage or "stream_options" not in call.fields):
+            plainer = Plainer(self._transport, outgoing, call, self._unasked, (endpoint.id, address.url))
+            if plainer.is_known:
+                return RelayAttempt(plainer.opened(), call, dialect, meter, outgoing.deadlines)
+        return RelayAttempt(self._transport.opened(outgoing), call, dialect, meter, outgoing.deadlines, plainer)
 
     async def close(self) -> None:
         """The transport is shared; who made it closes it."""
+
+
+class Plainer:
+    """The same request without asking for the usage: for servers that do not know `stream_options` and refuse whoever sends it.
+
+    The caller has not sent it; without this such an endpoint could serve no stream at all.
+    """
+
+    __slots__ = ("_call", "_outgoing", "_place", "_transport", "_unasked")
+
+    def __init__(
+        self,
+        transport: Transport,
+        outgoing: Outgoing,
+        call: Call,
+        unasked: dict[tuple[str, str], float],
+        place: tuple[str, str],
+    ) -> None:
+        self._transport = transport
+        self._outgoing = outgoing
+        self._call = call
+        self._unasked = unasked
+        self._place = place
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the endpoint was found to be one of these lately."""
+        unasked = self._unasked
+        return bool(unasked) and unasked.get(self._place, 0.0) > monotonic()
+
+    def opened(self) -> Exchange:
+        body = without_asking(self._outgoing.body, self._call)
+        return self._transport.opened(msgspec.structs.replace(self._outgoing, body=body))
+
+    def learn(self) -> None:
+        if len(self._unasked) >= _MAX_UNASKED:
+            self._unasked.clear()
+        self._unasked[self._place] = monotonic() + _UNASKED_S
 
 
 def outgoing_to(
@@ -126,7 +176,17 @@ def outgoing_to(
 class RelayAttempt:
     """One attempt at one endpoint; see `app.providers.base.Provider.opened`."""
 
-    def __init__(self, exchange: Exchange, call: Call, dialect: Dialect, meter: Meter, deadlines: Deadlines) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        call: Call,
+        dialect: Dialect,
+        meter: Meter,
+        deadlines: Deadlines,
+        plainer: Plainer | None = None,
+    ) -> None:
+        self._plainer = plainer
+        """How to ask once more, should the upstream refuse what the gateway itself put into the request."""
         self._exchange = exchange
         self._call = call
         self._dialect = dialect
@@ -159,7 +219,7 @@ class RelayAttempt:
         exchange = self._exchange
         try:
             if not 200 <= exchange.status < 300:  # some servers say 201 where they make something, if only an answer
-                raise await self._refusal()
+                return await self._refused()
             if not self._call.is_stream:
                 return self._whole(await exchange.read_all())
             if exchange.content_type in _NEVER_A_STREAM:
@@ -172,14 +232,29 @@ class RelayAttempt:
         except ExchangeFailed as fault:
             raise failures.of_exchange(fault, status=exchange.status) from fault
 
-    async def _refusal(self) -> AttemptFailed:
-        """What a status other than 200 means. Its body only adds words: a broken one changes nothing."""
+    async def _refused(self) -> Answer:
+        """What a status other than 2xx means. Its body only adds words: a broken one changes nothing. Raises: AttemptFailed."""
         try:
             body = await self._exchange.read_all(_MAX_ERROR_BYTES, within_s=ERROR_S)
         except ExchangeFailed:
             body = b""
+        plainer, self._plainer = self._plainer, None
+        if plainer is not None and is_refusal_to_be_asked(self._exchange.status, body):
+            return await self._asked_plainly(plainer)
         problem = self._dialect.read_problem(body)
-        return failures.of_status(self._exchange.status, problem, headers=self._exchange.headers)
+        raise failures.of_status(self._exchange.status, problem, headers=self._exchange.headers)
+
+    async def _asked_plainly(self, plainer: Plainer) -> Answer:
+        """A request that was refused for what the gateway put into it costs nothing and is no failure of anybody's."""
+        await self._exchange.__aexit__(None, None, None)
+        self._exchange = plainer.opened()
+        try:
+            await self._exchange.__aenter__()
+        except ExchangeFailed as fault:
+            raise failures.of_exchange(fault) from fault
+        if 200 <= self._exchange.status < 300:
+            plainer.learn()
+        return await self._begun()
 
     def _whole(self, body: bytes) -> Answer:
         facts = self._dialect.read_answer(body)

@@ -17,6 +17,7 @@ from typing import cast
 import pytest
 import uvloop
 
+from app.dialects.messages import Messages
 from app.dialects.openai_chat import OpenAIChat
 from app.domain.call import Call, Meter, Quality
 from app.domain.catalog import Endpoint, ProviderKind, Timeouts
@@ -337,6 +338,82 @@ async def test_t061_t063_t064_a_status_says_whose_fault_it_is(
     assert one.failure.is_endpoint_fault is not is_callers
     assert len(upstream.invoice().lines) == 1, "T062: nobody below us tries again"
     assert one.meter.usage is None
+
+
+REFUSES_OPTIONS = [
+    '{"error":{"message":"Unrecognized request argument supplied: stream_options","type":"invalid_request_error"}}',
+    '{"object":"error","message":{"detail":[{"type":"extra_forbidden","loc":["body","stream_options"],"input":{"include_usage":true}}]}}',
+]
+
+
+@pytest.mark.parametrize(
+    ("status", "body"), [(400, REFUSES_OPTIONS[0]), (422, REFUSES_OPTIONS[1])], ids=["OpenAI", "Mistral"]
+)
+async def test_t119_an_upstream_that_does_not_know_stream_options_is_asked_without_them(
+    relay: OpenAIRelay, upstream: ScriptedUpstream, status: int, body: str
+) -> None:
+    """They are the gateway's own; the caller could do nothing about it."""
+    upstream.script(
+        queue=[Scenario(status=status, error_body=body), Scenario(usage="missing"), Scenario(usage="missing")]
+    )
+    for _ in range(2):
+        one = await Run(relay, upstream, read_call()).played()
+        assert (one.failed, one.meter.quality, one.meter.finish_reason) == (None, Quality.ESTIMATED, "stop")
+
+    refused, plain, later = upstream.invoice().lines
+    assert b'"stream_options":{"include_usage":true}' in refused.body
+    assert b"stream_options" not in plain.body
+    assert b"stream_options" not in later.body, "it is not asked again for a while"
+
+
+async def test_stream_options_of_the_callers_own_are_kept_and_what_he_asked_for_himself_is_his_fault(
+    relay: OpenAIRelay, upstream: ScriptedUpstream
+) -> None:
+    upstream.script(queue=[Scenario(status=400, error_body=REFUSES_OPTIONS[0]), Scenario()])
+    own = {"include_obfuscation": False}
+    assert (await Run(relay, upstream, read_call(stream_options=own)).played()).failed is None
+    assert b'"stream_options":{"include_obfuscation":false}' in upstream.invoice().lines[1].body.replace(b" ", b"")
+
+    upstream.script(Scenario(status=400, error_body=REFUSES_OPTIONS[0]))
+    one = await Run(relay, upstream, read_call(stream_options={"include_usage": True})).played()
+    assert one.failure.is_caller_fault
+    assert len(upstream.invoice().lines) == 3
+
+
+async def test_t063_an_error_that_repeats_the_request_is_not_about_stream_options(
+    relay: OpenAIRelay, upstream: ScriptedUpstream
+) -> None:
+    one = await run(relay, upstream, Scenario(status=400, echo_prompt=True))
+    assert b"stream_options" in (one.failure.upstream_message or "").encode()
+    assert len(upstream.invoice().lines) == 1
+
+
+async def test_an_upstream_that_refuses_the_plain_request_as_well_is_asked_no_third_time(
+    relay: OpenAIRelay, upstream: ScriptedUpstream
+) -> None:
+    for second in (Scenario(status=400, error_body=REFUSES_OPTIONS[0]), Scenario(status=500)):
+        before = len(upstream.invoice().lines)
+        upstream.script(queue=[Scenario(status=400, error_body=REFUSES_OPTIONS[0]), second])
+        one = await Run(relay, upstream, read_call()).played()
+        assert one.failure.kind is FailureKind.NO_ANSWER
+        assert len(upstream.invoice().lines) == before + 2
+    assert {line.connection for line in upstream.invoice().lines} == {1}, "none of them is left open"
+
+
+async def test_t119_a_call_retold_in_chat_is_asked_without_stream_options_as_well(
+    relay: OpenAIRelay, upstream: ScriptedUpstream
+) -> None:
+    upstream.script(queue=[Scenario(status=400, error_body=REFUSES_OPTIONS[0]), Scenario()])
+    asked = Messages().read(b'{"model":"m","max_tokens":50,"stream":true,"messages":[{"role":"user","content":"hi"}]}')
+    dialect, call = Messages().towards(ProviderKind.OPENAI, asked)
+    endpoint = Endpoint("e", "m", ProviderKind.OPENAI, "gpt-up", upstream.base_url, KEY, timeouts=PATIENT)
+    async with relay.opened(
+        call, endpoint, dialect, meter_for(call), max_tokens=None, deadline_s=monotonic() + 20
+    ) as answer:
+        assert answer.chunks is not None
+        body = answer.body + b"".join([chunk async for chunk in answer.chunks])
+    assert b"event: message_stop" in body
+    assert [b"stream_options" in line.body for line in upstream.invoice().lines] == [True, False]
 
 
 async def test_t063_the_callers_fault_keeps_its_status_and_carries_the_upstreams_words_apart(
