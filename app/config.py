@@ -14,7 +14,7 @@ from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -33,6 +33,15 @@ SAMPLE_SECRETS = frozenset(
     }
 )
 """The values that `.env.example` and common habits put where a secret belongs; a start with one of them is refused."""
+
+DATABASE_OPTIONS: Mapping[str, str] = {
+    "host": "host",
+    "port": "port",
+    "ssl": "ssl",
+    "sslmode": "ssl",
+    "target_session_attrs": "target_session_attrs",
+}
+"""What may stand behind the `?` of `DATABASE_URL`, and what our driver calls it: it refused all else at the first query."""
 
 MIN_SECRET_BYTES = 32
 SECRETS = (
@@ -154,7 +163,7 @@ class Settings(BaseSettings):
         scheme, _, rest = value.partition("://")
         if scheme not in ("postgresql", "postgres", "postgresql+asyncpg") or not rest:
             raise ValueError("is not a PostgreSQL URL")
-        return f"postgresql+asyncpg://{rest}"
+        return _for_asyncpg(f"postgresql+asyncpg://{rest}")
 
     @field_validator("redis_url")
     @classmethod
@@ -259,6 +268,23 @@ class Settings(BaseSettings):
     @cached_property
     def budget_zone(self) -> ZoneInfo:
         return ZoneInfo(self.budget_timezone)
+
+
+def _for_asyncpg(url: str) -> str:
+    """With the options that libpq's users write as our driver calls them. Raises: ValueError, without a value: it may be a password."""
+    head, at, tail = url.rpartition("@")  # a password may hold what elsewhere parts a URL
+    place, _, query = tail.partition("?")
+    host, colon, port = place.partition("/")[0].rpartition(":")
+    if colon and not host.startswith("[") and ":" in host:
+        raise ValueError("is not a PostgreSQL URL (an IPv6 address stands in brackets)")
+    if colon and not port.endswith("]") and not (port.isascii() and port.isdigit() and 0 < int(port[:9]) < 65536):
+        raise ValueError("is not a PostgreSQL URL (its port is no number from 1 to 65535)")
+    options = []
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name not in DATABASE_OPTIONS:
+            raise ValueError(f"holds an option that is not known; known are {', '.join(DATABASE_OPTIONS)}")
+        options.append((DATABASE_OPTIONS[name], value))
+    return f"{head}{at}{place}" + (f"?{urlencode(options, safe='/:')}" if options else "")
 
 
 def load_settings(environment: Mapping[str, str] | None = None) -> Settings:

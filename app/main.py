@@ -47,7 +47,7 @@ from app.storage.sql_repeats import SqlRepeats
 from app.telemetry import configure_logging
 from app.telemetry import metrics as registry
 from app.wiring.calls import Calls, wire_calls
-from app.wiring.from_settings import anchor_keeper, default_limits, egress_policy, single_sign_on_of
+from app.wiring.from_settings import anchor_keeper, default_limits, egress_policy, require_usable, single_sign_on_of
 from app.wiring.people import People, wire_people
 from app.wiring.secret_keys import Secrets, secrets_of
 from app.wiring.stores import Stores, open_stores
@@ -222,6 +222,7 @@ def _app() -> GatewayMiddleware:
     try:
         settings = load_settings()
         require_cluster_settings(settings)
+        require_usable(settings)
         configure_logging(settings.log_level)
         want_more_files()
         return create_app(settings)

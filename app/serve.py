@@ -79,12 +79,11 @@ def serve(*, with_demo_model: bool) -> None:
     try:
         with ExitStack() as running:
             settings = load_settings()
+            _require_usable(settings)
             listening = running.enter_context(_bound(settings))
             kept = None
             if not settings.database_url and not settings.redis_url:
                 settings, kept = _embed(settings, running)
-            else:
-                require_cluster_settings(settings)
             upstream = running.enter_context(_demo_server(settings)) if with_demo_model else None
             demo_key = asyncio.run(_prepare(settings, upstream))
             if kept is not None and demo_key is not None:
@@ -101,6 +100,17 @@ def serve(*, with_demo_model: bool) -> None:
 
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def _require_usable(settings: Settings) -> None:
+    """Before anything is started. Raises: SettingsError."""
+    from app.wiring.from_settings import require_usable
+
+    if settings.database_url or settings.redis_url:
+        require_cluster_settings(settings)
+        require_usable(settings)
+    else:
+        require_usable(settings.model_copy(update={"is_embedded": True}))
 
 
 def _embed(settings: Settings, running: ExitStack) -> tuple[Settings, Secrets]:

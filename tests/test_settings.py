@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from app.config import MIN_SECRET_BYTES, SAMPLE_SECRETS, Settings, load_settings, require_cluster_settings
 from app.exceptions import SettingsError
+from app.wiring.from_settings import require_usable
 from tests.kit.clients import REPO_ROOT
 
 GOOD = "x7" * 20
@@ -313,6 +314,7 @@ def said_by(command: list[str], cwd: Path, environment: dict[str, str]) -> tuple
         ),
         pytest.param(SERVE, {"REDIS_CLUSTER": "true"}, "REDIS_CLUSTER", id="serve, cluster without its address"),
         pytest.param(SERVE, {"WORKERS": "hunter2"}, "WORKERS", id="serve, WORKERS"),
+        pytest.param(SERVE, {"UPSTREAM_PRIVATE_HOSTS": "//"}, "UPSTREAM_PRIVATE_HOSTS", id="serve, hosts"),
         pytest.param(SERVE, {"ADMIN_TOKEN": "change-me"}, "ADMIN_TOKEN", id="serve, sample secret"),
         pytest.param(SERVE, {"DATABASE_URL": CLUSTER["DATABASE_URL"]}, "REDIS_URL", id="serve, one URL"),
     ],
@@ -328,6 +330,69 @@ def test_a_process_that_cannot_start_says_one_line_and_ends_with_a_status(
     assert names in lines[0]
     assert "hunter2" not in lines[0]
     assert not any(tmp_path.iterdir()), "a start that was refused leaves nothing behind"
+
+
+@pytest.mark.parametrize(
+    ("environment", "names"),
+    [
+        ({"UPSTREAM_PRIVATE_HOSTS": "10.0.0.0/99"}, "UPSTREAM_PRIVATE_HOSTS"),
+        ({"UPSTREAM_CA_FILES": "llm.corp.example=/nowhere/ca.pem"}, "UPSTREAM_CA_FILES"),
+        ({"ALERT_WEBHOOK_URL": "http://169.254.169.254/", "ALERT_WEBHOOK_SECRET": "w" * 40}, "ALERT_WEBHOOK_URL"),
+        ({"AUDIT_ANCHOR": "http://169.254.169.254/", "ALERT_WEBHOOK_SECRET": "w" * 40}, "AUDIT_ANCHOR"),
+        ({"LLM_API_KEY": "sk-x", "LLM_API_BASE": "http://169.254.169.254/v1"}, "LLM_API_BASE"),
+        ({"LLM_API_KEY": "sk-x", "DEFAULT_MODEL": "*"}, "DEFAULT_MODEL"),
+        ({"REDIS_URL": "redis://localhost:six/0"}, "REDIS_URL"),
+        (
+            {
+                "OIDC_ISSUER": "https://login.example.com",
+                "OIDC_CLIENT_ID": "x",
+                "PUBLIC_URL": "https://gateway.example.com",
+                "OIDC_ROLE_MAP": "everybody=emperor",
+            },
+            "OIDC_ROLE_MAP",
+        ),
+    ],
+)
+def test_every_setting_is_judged_before_anything_is_started(environment: dict[str, str], names: str) -> None:
+    with pytest.raises(SettingsError, match=names):
+        require_usable(load_settings({**CLUSTER, **environment}))
+
+
+def test_settings_that_can_be_used_pass() -> None:
+    require_usable(load_settings(CLUSTER))
+    require_usable(load_settings({}))
+
+
+@pytest.mark.parametrize(
+    ("url", "read"),
+    [
+        ("postgresql://u:p@h:5432/g?sslmode=require", "postgresql+asyncpg://u:p@h:5432/g?ssl=require"),
+        ("postgres://u:p?[#@h/g", "postgresql+asyncpg://u:p?[#@h/g"),
+        ("postgresql://u@[::1]:5432/g", "postgresql+asyncpg://u@[::1]:5432/g"),
+        ("postgresql://u:p@/x?host=/run/pg&port=5433", "postgresql+asyncpg://u:p@/x?host=/run/pg&port=5433"),
+    ],
+)
+def test_database_urls_are_read_as_other_programs_write_them(url: str, read: str) -> None:
+    assert load_settings({"DATABASE_URL": url}).database_url == read
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:hunter2@h:port/g",
+        "postgresql://u:hunter2@h:0/g",
+        "postgresql://u:hunter2@h:65536/g",
+        "postgresql://u:hunter2@h:99999999999999999999/g",
+        "postgresql://u:hunter2@::1/g",
+        "postgresql://u:hunter2@h/g?password=hunter2",
+        "postgresql://u:hunter2@h/g?hunter2=1",
+    ],
+)
+def test_a_database_url_that_its_driver_would_choke_on_is_refused_without_being_shown(url: str) -> None:
+    with pytest.raises(SettingsError, match="DATABASE_URL") as told:
+        load_settings({"DATABASE_URL": url})
+    assert "hunter2" not in str(told.value)
+    assert "\n" not in str(told.value)
 
 
 def test_a_process_reads_dot_env_where_it_is_started(tmp_path: Path) -> None:

@@ -18,12 +18,37 @@ from app.middleware.admin_session import SIGN_IN
 from app.providers.oidc import OidcClient, OidcProvider
 from app.providers.transport import Transport, tls_trusting
 from app.providers.webhook import Webhook
+from app.redis_client import open_redis
 from app.services.admin_sessions import AdminSessions
 from app.services.audit_anchor import Keep
 from app.services.bootstrap import FirstModel
+from app.services.management_rules import require_model_name
 from app.services.single_sign_on import SingleSignOn
 from app.storage.anchor_file import AnchorFile
 from app.storage.management_ports import UserSpec
+
+
+def require_usable(settings: Settings) -> None:
+    """Judge what `load_settings` cannot, as it knows no more than values: for a start that is refused before it has begun anything.
+
+    Raises: SettingsError.
+    """
+    egress_policy(settings)
+    private_authorities(settings)
+    role_policy(settings)
+    if settings.redis_url:
+        open_redis(settings.redis_url, timeout_ms=settings.redis_timeout_ms, is_cluster=settings.redis_cluster)
+    if settings.alert_webhook_url:
+        _require_address(settings.alert_webhook_url, "ALERT_WEBHOOK_URL", settings)
+    if "://" in settings.audit_anchor:
+        _require_address(settings.audit_anchor, "AUDIT_ANCHOR", settings)
+    first = first_model(settings)
+    if first.api_key is not None:
+        _require_address(first.api_base, "LLM_API_BASE", settings, example="https://api.openai.com/v1")
+        try:
+            require_model_name(first.name, "DEFAULT_MODEL")
+        except CallerError as error:
+            raise SettingsError(f"{error.message} Example: DEFAULT_MODEL=gpt-4o-mini") from None
 
 
 def private_authorities(settings: Settings) -> dict[str, ssl.SSLContext]:
@@ -64,13 +89,12 @@ def sso_origin(settings: Settings) -> str | None:
     return "\n".join((settings.oidc_issuer, settings.oidc_client_id, *policy))
 
 
-def single_sign_on_of(settings: Settings, sessions: AdminSessions, clock: Clock) -> SingleSignOn | None:
-    """Single sign-on, where it is configured. Raises: SettingsError."""
-    origin = sso_origin(settings)
-    if origin is None:
+def role_policy(settings: Settings) -> RolePolicy | None:
+    """Who may sign in by single sign-on, and as what; None where nobody may. Raises: SettingsError."""
+    if not settings.oidc_issuer:
         return None
     try:
-        policy = RolePolicy.parse(
+        return RolePolicy.parse(
             claim=settings.oidc_role_claim,
             role_map=settings.oidc_role_map,
             email_domains=settings.oidc_email_domains,
@@ -79,6 +103,16 @@ def single_sign_on_of(settings: Settings, sessions: AdminSessions, clock: Clock)
         raise SettingsError(
             f"OIDC_ROLE_MAP is not usable: {error}. Example: OIDC_ROLE_MAP=llm-owners=owner, llm-team=admin"
         ) from None
+
+
+def single_sign_on_of(settings: Settings, sessions: AdminSessions, clock: Clock) -> SingleSignOn | None:
+    """Single sign-on, where it is configured. Raises: SettingsError."""
+    origin = sso_origin(settings)
+    if origin is None:
+        return None
+    policy = role_policy(settings)
+    if policy is None:
+        return None
     client = OidcClient(
         issuer=settings.oidc_issuer,
         client_id=settings.oidc_client_id,
@@ -114,11 +148,18 @@ def anchor_keeper(settings: Settings, transport: Transport, clock: Clock) -> Kee
 
 
 def _webhook_to(url: str, setting: str, settings: Settings, transport: Transport, clock: Clock) -> Webhook:
+    _require_address(url, setting, settings)
+    return Webhook(transport, clock, url=url, secret=settings.alert_webhook_secret.get_secret_value().encode())
+
+
+def _require_address(
+    url: str, setting: str, settings: Settings, *, example: str = "https://hooks.example.com/alerts"
+) -> None:
+    """Raises: SettingsError for an address that no endpoint could have either."""
     try:
         checked_url(url.partition("?")[0], egress_policy(settings), param=setting)
     except CallerError as error:
-        raise SettingsError(f"{error.message} Example: {setting}=https://hooks.example.com/alerts") from None
-    return Webhook(transport, clock, url=url, secret=settings.alert_webhook_secret.get_secret_value().encode())
+        raise SettingsError(f"{error.message} Example: {setting}={example}") from None
 
 
 def default_limits(settings: Settings) -> tuple[Limit, ...]:
