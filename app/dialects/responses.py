@@ -24,9 +24,10 @@ from app.dialects.openai_chat import CHAT_PATH
 from app.dialects.openai_errors import error_body, read_problem
 from app.dialects.openai_request import MAX_TOKENS
 from app.dialects.responses_answer import LAST, Echo, response_of, texts_of
-from app.dialects.responses_as_chat import chat_fields, custom_tools
+from app.dialects.responses_as_chat import chat_fields
 from app.dialects.responses_media import media_in
 from app.dialects.responses_stream import ResponsesStream
+from app.dialects.responses_tools import NO_TOOLS, Tools, tools_in
 from app.domain.call import Call
 from app.domain.catalog import ProviderKind
 from app.exceptions import GatewayError, InvalidRequest
@@ -82,7 +83,7 @@ class Responses:
     def towards(self, provider: ProviderKind, call: Call) -> tuple[Dialect, Call]:
         """Raises: InvalidRequest for what chat completions have no words for."""
         fields, retold = call.fields, ChatRetold(call, chat_fields(call.fields))
-        return ResponsesAsChat(Echo(fields), custom_tools(fields)), retold.call
+        return ResponsesAsChat(Echo(fields), _tools(fields)), retold.call
 
     def texts_of(self, body: bytes) -> list[str]:
         return texts_of(body)
@@ -106,10 +107,10 @@ class Responses:
         return ChatRetold.upstream_body(call, upstream_model=upstream_model, max_tokens=max_tokens)
 
     def read_answer(self, body: bytes) -> AnswerFacts:
-        return ChatRetold.facts(body, lambda answer: response_of(answer, Echo({}), frozenset()))
+        return ChatRetold.facts(body, lambda answer: response_of(answer, Echo({}), NO_TOOLS))
 
     def stream_reader(self, call: Call) -> ResponsesStream:
-        return ResponsesStream(Echo(call.fields), frozenset())
+        return ResponsesStream(Echo(call.fields), NO_TOOLS)
 
 
 class ResponsesAsChat(Responses):
@@ -117,18 +118,22 @@ class ResponsesAsChat(Responses):
 
     upstream_path = CHAT_PATH
 
-    def __init__(self, echo: Echo, custom_tools: frozenset[str]) -> None:
+    def __init__(self, echo: Echo, tools: Tools) -> None:
         self.echo = echo
-        self.custom_tools = custom_tools
+        self.tools = tools
 
     def read_answer(self, body: bytes) -> AnswerFacts:
-        return ChatRetold.facts(body, lambda answer: response_of(answer, self.echo, self.custom_tools))
+        return ChatRetold.facts(body, lambda answer: response_of(answer, self.echo, self.tools))
 
     def stream_reader(self, call: Call) -> ResponsesStream:
-        return ResponsesStream(self.echo, self.custom_tools)
+        return ResponsesStream(self.echo, self.tools)
 
     def as_stream(self, body: bytes) -> bytes:
         return ChatRetold.as_stream(body)
+
+
+def _tools(fields: Mapping[str, Raw]) -> Tools:
+    return tools_in(msgspec.json.decode(fields["tools"])) if "tools" in fields else NO_TOOLS
 
 
 def _require_nothing_kept(members: Mapping[str, Raw], *, is_in_background: bool) -> None:

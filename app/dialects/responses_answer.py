@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from app.dialects.chat_retold import arguments_in
 from app.dialects.envelope import encode
 from app.dialects.openai_usage import read_usage
-from app.dialects.responses_as_chat import CUSTOM_ARGUMENT
+from app.dialects.responses_tools import Tools, call_item
 from app.domain.pricing import Usage
 
 LAST = b',"is_last":true}\n\n'
@@ -46,7 +47,7 @@ class Echo:
         }
 
 
-def response_of(body: bytes, echo: Echo, custom_tools: frozenset[str]) -> bytes:
+def response_of(body: bytes, echo: Echo, tools: Tools) -> bytes:
     """`body` was found to be a completion."""
     answer: dict[str, Any] = msgspec.json.decode(body)
     choice = answer["choices"][0]
@@ -56,7 +57,7 @@ def response_of(body: bytes, echo: Echo, custom_tools: frozenset[str]) -> bytes:
             response_id(answer.get("id")),
             answer,
             echo,
-            output=_output(choice.get("message") or {}, custom_tools),
+            output=_output(choice, tools),
             finish_reason=choice.get("finish_reason") or "stop",
             usage=usage,
         )
@@ -105,13 +106,16 @@ def usage_told(usage: Usage) -> dict[str, object]:
     }
 
 
-def message_item(item_id: str, text: str, *, status: str = "completed", logprobs: object = ()) -> dict[str, object]:
+def message_item(
+    item_id: str, text: str, *, status: str = "completed", logprobs: object = (), is_refusal: bool = False
+) -> dict[str, object]:
+    part = refusal_part(text) if is_refusal else text_part(text, logprobs)
     return {
         "id": item_id,
         "type": "message",
         "status": status,
         "role": "assistant",
-        "content": [text_part(text, logprobs)] if status == "completed" else [],
+        "content": [part] if status == "completed" else [],
     }
 
 
@@ -119,29 +123,20 @@ def text_part(text: str, logprobs: object = ()) -> dict[str, object]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs) if logprobs else []}  # type: ignore[call-overload]  # a JSON list
 
 
+def refusal_part(text: str) -> dict[str, object]:
+    return {"type": "refusal", "refusal": text}
+
+
+def logprobs_in(choice: Mapping[str, Any]) -> list[Any]:
+    """Of its text, where they were asked for."""
+    found = choice.get("logprobs")
+    tokens = found.get("content") if isinstance(found, dict) else None
+    return tokens if isinstance(tokens, list) else []
+
+
 def reasoning_item(item_id: str, text: str) -> dict[str, object]:
     """What a model thought aloud; shown as the summary, which is the part of the shape that clients show."""
     return {"id": item_id, "type": "reasoning", "summary": [{"type": "summary_text", "text": text}] if text else []}
-
-
-def call_item(
-    item_id: str, call_id: str, name: str, arguments: str, *, is_custom: bool, status: str = "completed"
-) -> dict[str, object]:
-    if is_custom:
-        shown: dict[str, object] = {"type": "custom_tool_call", "input": custom_input(arguments)}
-    else:
-        shown = {"type": "function_call", "arguments": arguments}
-    return {"id": item_id, **shown, "call_id": call_id, "name": name, "status": status}
-
-
-def custom_input(arguments: str) -> str:
-    """The plain text inside a custom tool's one argument; what a model made otherwise is taken as it is."""
-    try:
-        found = msgspec.json.decode(arguments)
-    except msgspec.DecodeError:
-        return arguments
-    text = found.get(CUSTOM_ARGUMENT) if isinstance(found, dict) else None
-    return text if isinstance(text, str) else arguments
 
 
 def new_id(prefix: str) -> str:
@@ -152,22 +147,32 @@ def texts_of(body: bytes) -> list[str]:
     """The words of a response that was handed on, as one text."""
     said: list[str] = []
     for item in msgspec.json.decode(body).get("output") or ():
-        said += [str(part.get("text", "")) for part in (item.get("content") or item.get("summary") or ())]
+        said += [
+            str(part.get("text") or part.get("refusal") or "")
+            for part in item.get("content") or item.get("summary") or ()
+        ]
         said.append(str(item.get("arguments") or item.get("input") or ""))
+        if called := item.get("action") or item.get("operation"):
+            said.append(encode(called).decode())
     return ["".join(said)]
 
 
-def _output(message: dict[str, Any], custom_tools: frozenset[str]) -> list[dict[str, object]]:
+def _output(choice: Mapping[str, Any], tools: Tools) -> list[dict[str, object]]:
+    message: dict[str, Any] = choice.get("message") or {}
     items: list[dict[str, object]] = []
     thought = message.get("reasoning_content") or message.get("reasoning")
     if isinstance(thought, str) and thought:
         items.append(reasoning_item(new_id("rs"), thought))
-    text = message.get("content") or message.get("refusal")
+    text, refusal = message.get("content"), message.get("refusal")
     if isinstance(text, list):
         text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
     calls = message.get("tool_calls") or ()
-    if text or not calls:
-        items.append(message_item(new_id("msg"), text or ""))
+    if isinstance(older := message.get("function_call"), dict):
+        calls = [{"function": older}]
+    if isinstance(refusal, str) and refusal and not text:
+        items.append(message_item(new_id("msg"), refusal, is_refusal=True))
+    elif text or not calls:
+        items.append(message_item(new_id("msg"), text or "", logprobs=logprobs_in(choice)))
     for call in calls:
         function = call.get("function") or {}
         name = str(function.get("name") or "")
@@ -176,8 +181,9 @@ def _output(message: dict[str, Any], custom_tools: frozenset[str]) -> list[dict[
                 new_id("fc"),
                 call.get("id") or new_id("call"),
                 name,
-                function.get("arguments") or "{}",
-                is_custom=name in custom_tools,
+                arguments_in(function) or "{}",
+                tools,
+                status="completed",
             )
         )
     return items

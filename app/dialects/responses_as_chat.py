@@ -1,8 +1,7 @@
 """A request of OpenAI's Responses in the words of chat completions.
 
-Tools of the caller's own go along; a *custom* tool, which takes plain text, becomes a function of one text argument. Tools that run on
-OpenAI's servers (search, code, images) are left out: the model is simply not told of them. Reasoning of earlier turns is left out, for
-only the service that produced it can read it.
+Tools are told as `responses_tools` says. Reasoning of earlier turns is left out, for only the service that produced it can read it, and so
+is what tools on OpenAI's servers found.
 """
 
 from __future__ import annotations
@@ -14,17 +13,27 @@ import msgspec
 from msgspec import Raw
 
 from app.dialects.envelope import encode
+from app.dialects.responses_tools import arguments_of, chat_name, tools_in
 from app.exceptions import InvalidRequest
 
-CUSTOM_ARGUMENT = "input"
-"""What the one argument of a custom tool is called."""
 _SAME = (
     *("temperature", "top_p", "parallel_tool_calls", "service_tier", "seed", "logit_bias", "frequency_penalty"),
     *("presence_penalty", "prompt_cache_key", "safety_identifier", "user"),
 )
 _LEFT_OUT = frozenset(
-    {"reasoning", "web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call"}
+    [
+        *("reasoning", "web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call"),
+        *("mcp_list_tools", "mcp_call", "tool_search_call", "tool_search_output", "program", "program_output"),
+    ]
 )
+_OWN_CALLS = {"local_shell_call": "local_shell", "shell_call": "shell", "apply_patch_call": "apply_patch"}
+"""Calls of tools that OpenAI defines and the caller runs, by the names of the functions they are told as."""
+_OUTPUTS = frozenset(
+    f"{kind}_output"
+    for kind in ("function_call", "custom_tool_call", "local_shell_call", "shell_call", "apply_patch_call")
+)
+_BELOW = "(in the next message)"
+"""Stands in a tool's result whose pictures only a user's message can carry."""
 _ROLES = ("user", "assistant", "system", "developer")
 _value = msgspec.json.Decoder()
 
@@ -32,20 +41,21 @@ _value = msgspec.json.Decoder()
 def chat_fields(fields: Mapping[str, Raw]) -> dict[str, object]:
     """The fields of the chat request. Raises: InvalidRequest."""
     given: dict[str, Any] = {name: _value.decode(raw) for name, raw in fields.items() if bytes(raw) != b"null"}
-    messages: list[dict[str, Any]] = []
+    conversation = _Conversation()
     if given.get("instructions"):
-        messages.append({"role": "system", "content": given["instructions"]})
+        conversation.add({"role": "system", "content": given["instructions"]})
     if isinstance(given["input"], str):
-        messages.append({"role": "user", "content": given["input"]})
+        conversation.add({"role": "user", "content": given["input"]})
     else:
         for number, item in enumerate(given["input"]):
-            _tell(item, f"input[{number}]", messages)
-    told: dict[str, object] = {"model": given["model"], "messages": messages}
+            conversation.tell(item, f"input[{number}]")
+    conversation.end_results()
+    told: dict[str, object] = {"model": given["model"], "messages": conversation.messages}
     told |= {name: given[name] for name in _SAME if name in given}
     if "max_output_tokens" in given:
         told["max_tokens"] = given["max_output_tokens"]
-    if tools := [_tool(tool) for tool in given.get("tools") or () if _is_own(tool)]:
-        told["tools"] = tools
+    if tools := tools_in(given.get("tools")):
+        told["tools"] = [{"type": "function", "function": tool.function} for tool in tools.values()]
         if (choice := _tool_choice(given.get("tool_choice"))) is not None:
             told["tool_choice"] = choice
     else:
@@ -53,39 +63,62 @@ def chat_fields(fields: Mapping[str, Raw]) -> dict[str, object]:
     return told | _text_options(given.get("text")) | _reasoning(given.get("reasoning")) | _logprobs(given)
 
 
-def custom_tools(fields: Mapping[str, Raw]) -> frozenset[str]:
-    """The names of tools that take plain text."""
-    tools = _value.decode(fields["tools"]) if "tools" in fields else None
-    return frozenset(
-        str(tool.get("name")) for tool in tools or () if isinstance(tool, dict) and tool.get("type") == "custom"
-    )
+class _Conversation:
+    """The messages as they are told. Pictures in a tool's result wait until all results of that turn stand together."""
 
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self._pictures: list[dict[str, object]] = []
 
-def _tell(item: Any, param: str, messages: list[dict[str, Any]]) -> None:
-    match item:
-        case {"type": "function_call", "call_id": str(call_id), "name": str(name), "arguments": str(arguments)}:
-            _add_call(messages, call_id, name, arguments)
-        case {"type": "custom_tool_call", "call_id": str(call_id), "name": str(name), "input": str(text)}:
-            _add_call(messages, call_id, name, encode({CUSTOM_ARGUMENT: text}).decode())
-        case {"type": "function_call_output" | "custom_tool_call_output", "call_id": str(call_id), "output": output}:
-            messages.append({"role": "tool", "tool_call_id": call_id, "content": _output(output, param)})
-        case {"role": str(role), "content": content} if role in _ROLES and item.get("type", "message") == "message":
-            chat_role = "system" if role == "developer" else role
-            messages.append({"role": chat_role, "content": _content(content, chat_role, param)})
-        case {"type": str(kind)} if kind in _LEFT_OUT:
-            pass
-        case {"type": str(kind)}:
-            raise InvalidRequest(f"This gateway takes no input of type '{kind[:60]}'.", param=param)
-        case _:
-            raise InvalidRequest("An input item has a role and content, or a type.", param=param)
+    def tell(self, item: Any, param: str) -> None:
+        """Raises: InvalidRequest for an item that an answer would be wrong without."""
+        match item:
+            case {"type": "function_call", "call_id": str(call_id), "name": str(name), "arguments": str(arguments)}:
+                self._call(call_id, chat_name(name, item.get("namespace")), arguments)
+            case {"type": "custom_tool_call", "call_id": str(call_id), "name": str(name), "input": str()}:
+                self._call(call_id, chat_name(name, item.get("namespace")), arguments_of(item))
+            case {"type": str(kind), "call_id": str(call_id)} if kind in _OWN_CALLS:
+                self._call(call_id, _OWN_CALLS[kind], arguments_of(item))
+            case {"type": str(kind)} if kind in _OUTPUTS:
+                self._result(item, param)
+            case {"role": str(role), "content": content} if role in _ROLES and item.get("type", "message") == "message":
+                chat_role = "system" if role == "developer" else role
+                self.add({"role": chat_role, "content": _content(content, chat_role, param)})
+            case {"type": str(kind)} if kind in _LEFT_OUT:
+                pass
+            case {"type": "item_reference", "id": str(id)} if id.startswith("rs_"):
+                pass  # reasoning: it would be left out, had it been sent
+            case {"type": "item_reference"}:
+                raise InvalidRequest(
+                    "This gateway keeps no answers, so no item can be referred to: send it whole (with 'store': false clients do).",
+                    param=param,
+                )
+            case {"type": str(kind)}:
+                raise InvalidRequest(f"This gateway takes no input of type '{kind[:60]}'.", param=param)
+            case _:
+                raise InvalidRequest("An input item has a role and content, or a type.", param=param)
 
+    def add(self, message: dict[str, Any]) -> None:
+        self.end_results()
+        self.messages.append(message)
 
-def _add_call(messages: list[dict[str, Any]], call_id: str, name: str, arguments: str) -> None:
-    """Calls made together are one message in chat, as is what was said before them."""
-    if not messages or messages[-1]["role"] != "assistant":
-        messages.append({"role": "assistant", "content": None})
-    call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
-    messages[-1].setdefault("tool_calls", []).append(call)
+    def end_results(self) -> None:
+        if self._pictures:
+            self.messages.append({"role": "user", "content": self._pictures})
+            self._pictures = []
+
+    def _call(self, call_id: str, name: str, arguments: str) -> None:
+        """Calls made together are one message in chat, as is what was said before them."""
+        if not self.messages or self.messages[-1]["role"] != "assistant":
+            self.add({"role": "assistant", "content": None})
+        call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+        self.messages[-1].setdefault("tool_calls", []).append(call)
+
+    def _result(self, item: Mapping[str, Any], param: str) -> None:
+        text, pictures = _output(item, param)
+        call_id = item.get("call_id") or item.get("id")  # a local shell's output names its call by `id`
+        self.messages.append({"role": "tool", "tool_call_id": str(call_id), "content": text})
+        self._pictures += pictures
 
 
 def _content(content: object, role: str, param: str) -> object:
@@ -107,6 +140,8 @@ def _part(part: Any, param: str) -> dict[str, object]:
             return {"type": "text", "text": text}
         case {"type": "input_image", "image_url": str(url)}:
             return {"type": "image_url", "image_url": {"url": url, "detail": part.get("detail") or "auto"}}
+        case {"type": "input_audio", "input_audio": dict(sound)}:
+            return {"type": "input_audio", "input_audio": sound}
         case {"type": "input_file", "file_data": str(data)}:
             return {"type": "file", "file": {"filename": part.get("filename") or "document.pdf", "file_data": data}}
         case {"type": str(kind)}:
@@ -115,42 +150,29 @@ def _part(part: Any, param: str) -> dict[str, object]:
             raise InvalidRequest("A part of content has a type.", param=param)
 
 
-def _output(output: object, param: str) -> str:
+def _output(item: Mapping[str, Any], param: str) -> tuple[str, list[dict[str, object]]]:
+    """What a tool answered: its text, and the pictures and files that only a user's message can carry."""
+    output = item.get("output")
+    if item["type"] == "apply_patch_call_output":
+        return f"{item.get('status') or 'completed'}: {output or ''}", []
     if isinstance(output, str):
-        return output
-    if isinstance(output, list):
-        return "".join(str(_part(part, param).get("text", "")) for part in output)
-    return encode(output).decode()
+        return output, []
+    if isinstance(output, list) and item["type"] != "shell_call_output":
+        parts = [_part(part, f"{param}.output[{number}]") for number, part in enumerate(output)]
+        others = [part for part in parts if part["type"] != "text"]
+        text = "".join(str(part["text"]) for part in parts if part["type"] == "text")
+        return (_BELOW if others and not text else text), others
+    return encode(output).decode(), []
 
 
-def _is_own(tool: object) -> bool:
-    return isinstance(tool, dict) and tool.get("type") in ("function", "custom") and isinstance(tool.get("name"), str)
-
-
-def _tool(tool: dict[str, Any]) -> dict[str, object]:
-    function: dict[str, object] = {"name": tool["name"]}
-    if tool.get("description"):
-        function["description"] = tool["description"]
-    if tool["type"] == "custom":
-        argument = {"type": "string", "description": "The whole input, as plain text."}
-        function["parameters"] = {
-            "type": "object",
-            "properties": {CUSTOM_ARGUMENT: argument},
-            "required": [CUSTOM_ARGUMENT],
-        }
-    else:
-        function["parameters"] = tool.get("parameters") or {"type": "object", "properties": {}}
-        if tool.get("strict") is not None:
-            function["strict"] = tool["strict"]
-    return {"type": "function", "function": function}
-
-
-def _tool_choice(choice: object) -> object:
+def _tool_choice(choice: Any) -> object:
     match choice:
         case "none" | "auto" | "required":
             return choice
         case {"type": "function" | "custom", "name": str(name)}:
-            return {"type": "function", "function": {"name": name}}
+            return {"type": "function", "function": {"name": chat_name(name, choice.get("namespace"))}}
+        case {"type": "local_shell" | "shell" | "apply_patch" as kind}:
+            return {"type": "function", "function": {"name": kind}}
         case {"type": "allowed_tools", "mode": "required"}:
             return "required"
         case _:

@@ -15,19 +15,20 @@ from typing import Any
 
 import msgspec
 
-from app.dialects.chat_retold import event, payloads_of
+from app.dialects.chat_retold import ToolCalls, arguments_in, event, payloads_of
 from app.dialects.openai_chat_stream import ChatStream
 from app.dialects.responses_answer import (
     Echo,
-    call_item,
-    custom_input,
+    logprobs_in,
     message_item,
     new_id,
     reasoning_item,
+    refusal_part,
     response,
     response_id,
     text_part,
 )
+from app.dialects.responses_tools import Tools, call_item, custom_input, is_told_in_pieces
 from app.domain.pricing import Usage
 
 _chunk = msgspec.json.Decoder(dict[str, Any]).decode
@@ -38,12 +39,13 @@ class _Item:
     """One output item while it is told."""
 
     kind: str
-    """reasoning, message, or `tool N`, where N is its index in the chat stream."""
+    """reasoning, message, refusal, or `tool N`, where N is its index in the chat stream."""
     id: str
     index: int
     call_id: str = ""
     name: str = ""
     said: list[str] = field(default_factory=list)
+    logprobs: list[Any] = field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -53,12 +55,13 @@ class _Item:
 class ResponsesStream(ChatStream):
     """Judges like a chat stream of one choice that shows its usage; hands on the events of a response."""
 
-    __slots__ = ("_custom_tools", "_echo", "_first", "_id", "_item", "_items", "_number")
+    __slots__ = ("_calls", "_echo", "_first", "_id", "_item", "_items", "_number", "_tools")
 
-    def __init__(self, echo: Echo, custom_tools: frozenset[str]) -> None:
+    def __init__(self, echo: Echo, tools: Tools) -> None:
         super().__init__(choices=1, shows_usage=True)
         self._echo = echo
-        self._custom_tools = custom_tools
+        self._tools = tools
+        self._calls = ToolCalls()
         self._first: dict[str, Any] | None = None
         """The first chunk: what the upstream calls itself."""
         self._id = ""
@@ -104,33 +107,43 @@ class ResponsesStream(ChatStream):
                 item = self._opened("reasoning", events)
                 item.said.append(thought)
                 self._add(events, "response.reasoning_summary_text.delta", item, summary_index=0, delta=thought)
-            if text := _text(delta.get("content")) or _text(delta.get("refusal")):
+            if text := _text(delta.get("content")):
                 item = self._opened("message", events)
                 item.said.append(text)
-                self._add(events, "response.output_text.delta", item, content_index=0, delta=text, logprobs=[])
+                logprobs = logprobs_in(choice)
+                item.logprobs += logprobs
+                self._add(events, "response.output_text.delta", item, content_index=0, delta=text, logprobs=logprobs)
+            if refusal := _text(delta.get("refusal")):
+                item = self._opened("refusal", events)
+                item.said.append(refusal)
+                self._add(events, "response.refusal.delta", item, content_index=0, delta=refusal)
             for call in delta.get("tool_calls") or ():
                 self._tell_tool(call, events)
+            if isinstance(older := delta.get("function_call"), dict):
+                self._tell_tool({"index": 0, "function": older}, events)
 
     def _tell_tool(self, call: dict[str, Any], events: list[bytes]) -> None:
         function = call.get("function") or {}
-        item = self._opened(f"tool {call.get('index') or 0}", events, call_id=call.get("id"), name=function.get("name"))
-        if arguments := _text(function.get("arguments")):
+        kind = f"tool {self._calls.number(call)}"
+        item = self._opened(kind, events, call_id=call.get("id"), name=function.get("name"))
+        if arguments := arguments_in(function):
             item.said.append(arguments)
-            if item.name not in self._custom_tools:  # a custom tool's text is inside its JSON: told when that is whole
+            if is_told_in_pieces(item.name, self._tools):
                 self._add(events, "response.function_call_arguments.delta", item, delta=arguments)
 
     def _opened(self, kind: str, events: list[bytes], *, call_id: object = None, name: object = None) -> _Item:
         if self._item is not None and self._item.kind == kind:
             return self._item
         self._end_item(events)
-        prefix = {"reasoning": "rs", "message": "msg"}.get(kind, "fc")
+        prefix = {"reasoning": "rs", "message": "msg", "refusal": "msg"}.get(kind, "fc")
         item = _Item(kind, new_id(prefix), len(self._items))
         if prefix == "fc":
             item.call_id, item.name = _text(call_id) or new_id("call"), _text(name)
         self._item = item
         self._add(events, "response.output_item.added", item, item=self._shown(item, is_done=False))
-        if kind == "message":
-            self._add(events, "response.content_part.added", item, content_index=0, part=text_part(""))
+        if kind in ("message", "refusal"):
+            part = text_part("") if kind == "message" else refusal_part("")
+            self._add(events, "response.content_part.added", item, content_index=0, part=part)
         if kind == "reasoning":
             part = {"type": "summary_text", "text": ""}
             self._add(events, "response.reasoning_summary_part.added", item, summary_index=0, part=part)
@@ -142,26 +155,38 @@ class ResponsesStream(ChatStream):
             return
         text = item.text
         if item.kind == "message":
-            self._add(events, "response.output_text.done", item, content_index=0, text=text, logprobs=[])
-            self._add(events, "response.content_part.done", item, content_index=0, part=text_part(text))
+            self._add(events, "response.output_text.done", item, content_index=0, text=text, logprobs=item.logprobs)
+            part = text_part(text, item.logprobs)
+            self._add(events, "response.content_part.done", item, content_index=0, part=part)
+        elif item.kind == "refusal":
+            self._add(events, "response.refusal.done", item, content_index=0, refusal=text)
+            self._add(events, "response.content_part.done", item, content_index=0, part=refusal_part(text))
         elif item.kind == "reasoning":
             part = {"type": "summary_text", "text": text}
             self._add(events, "response.reasoning_summary_text.done", item, summary_index=0, text=text)
             self._add(events, "response.reasoning_summary_part.done", item, summary_index=0, part=part)
-        elif item.name in self._custom_tools:
+        elif is_told_in_pieces(item.name, self._tools):
+            self._add(
+                events, "response.function_call_arguments.done", item, arguments=text or "{}", name=self._called(item)
+            )
+        elif self._tools[item.name].kind == "custom":
             whole = custom_input(text)
             self._add(events, "response.custom_tool_call_input.delta", item, delta=whole)
             self._add(events, "response.custom_tool_call_input.done", item, input=whole)
-        else:
-            self._add(events, "response.function_call_arguments.done", item, arguments=text or "{}", name=item.name)
         shown = self._shown(item, is_done=True)
         self._add(events, "response.output_item.done", item, item=shown)
         self._items.append(shown)
         self._item = None
 
     def _shown(self, item: _Item, *, is_done: bool) -> dict[str, object]:
-        if item.kind == "message":
-            return message_item(item.id, item.text, status="completed" if is_done else "in_progress")
+        if item.kind in ("message", "refusal"):
+            return message_item(
+                item.id,
+                item.text,
+                status="completed" if is_done else "in_progress",
+                logprobs=item.logprobs,
+                is_refusal=item.kind == "refusal",
+            )
         if item.kind == "reasoning":
             return reasoning_item(item.id, item.text)
         return call_item(
@@ -169,9 +194,14 @@ class ResponsesStream(ChatStream):
             item.call_id,
             item.name,
             (item.text or "{}") if is_done else "",
-            is_custom=item.name in self._custom_tools,
+            self._tools,
             status="completed" if is_done else "in_progress",
         )
+
+    def _called(self, item: _Item) -> str:
+        """By the name that the caller knows."""
+        tool = self._tools.get(item.name)
+        return item.name if tool is None else tool.name
 
     def _begin_response(self, chunk: dict[str, Any], events: list[bytes]) -> None:
         self._first = chunk

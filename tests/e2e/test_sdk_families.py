@@ -321,6 +321,58 @@ show({"first": [item.type for item in first.output], "again": [item.type for ite
     assert answer["again"]
 
 
+async def test_an_agents_shell_goes_both_ways_as_openais_client_knows_it(house: House) -> None:
+    """As Codex asks: nothing kept, reasoning that only its maker reads, and a tool that models of OpenAI's know by heart."""
+    model = await house.model(
+        Scenario(reasoning_text="I think.", tool_call=ToolCall("local_shell", '{"command": ["ls"]}'))
+    )
+    found = await run(
+        house,
+        OPENAI
+        + """
+picture = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAoAAAAUCAYAAAC07w7bAAAAAElEQVQ="
+asked = dict(model=model, store=False, include=["reasoning.encrypted_content"], prompt_cache_key="k", truncation="auto",
+    instructions="Be kind.", metadata={"a": "b"}, parallel_tool_calls=False, reasoning={"effort": "low", "summary": "auto"},
+    tools=[{"type": "local_shell"}, {"type": "web_search"}], tool_choice="auto", text={"verbosity": "low"},
+    input=[{"role": "user", "content": [{"type": "input_text", "text": "List."}]},
+        {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "x"},
+        {"type": "item_reference", "id": "rs_2"},
+        {"type": "local_shell_call", "id": "l", "call_id": "c1", "status": "completed",
+         "action": {"type": "exec", "command": ["ls"], "env": {}}},
+        {"type": "function_call_output", "call_id": "c1", "output": [{"type": "input_image", "image_url": picture}]}])
+whole = client.responses.create(**asked)
+with client.responses.stream(**asked) as stream:
+    events = [event for event in stream]
+    final = stream.get_final_response()
+def refused(item):
+    try:
+        client.responses.create(model=model, input=[item])
+    except openai.BadRequestError as error:
+        return [error.param, error.code]
+show({"whole": [item.to_dict() for item in whole.output], "final": [item.to_dict() for item in final.output],
+      "numbers": [event.sequence_number for event in events], "kinds": [event.type for event in events],
+      "metadata": whole.metadata, "store": whole.store,
+      "refused": [refused({"type": "item_reference", "id": "msg_1"}),
+                  refused({"role": "user", "content": [{"type": "input_image", "file_id": "f", "detail": "auto"}]})]})
+""",
+        key=await house.key(),
+        model=model,
+    )
+    for told in (found["whole"], found["final"]):
+        assert [item["type"] for item in told] == ["reasoning", "local_shell_call"]
+        assert told[1]["action"] == {"type": "exec", "command": ["ls"], "env": {}}
+    assert found["numbers"] == list(range(len(found["numbers"])))
+    assert (found["kinds"][0], found["kinds"][-1]) == ("response.created", "response.completed")
+    assert found["metadata"] == {"a": "b"}
+    assert found["refused"] == [["input[0]", "invalid_request"], ["input[0].content[0]", "invalid_request"]]
+    for line in (await house.upstream.invoice()).of_model(model).lines:
+        sent = json.loads(line.body)
+        assert [message["role"] for message in sent["messages"]] == ["system", "user", "assistant", "tool", "user"]
+        assert sent["messages"][-1]["content"][0]["type"] == "image_url"
+        assert [tool["function"]["name"] for tool in sent["tools"]] == ["local_shell"]
+        assert not {"store", "include", "input", "metadata", "truncation", "instructions"} & sent.keys()
+
+
 async def test_a_responses_stream_that_breaks_raises_in_the_client(house: House) -> None:
     found = await run(
         house,
