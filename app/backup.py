@@ -81,7 +81,7 @@ async def dumped(program: Path, database_url: str, file: Path) -> str:
         child = await asyncio.create_subprocess_exec(
             program,
             *("--format=custom", "--no-password", f"--file={part}"),
-            env=connection_variables(database_url) | _program_variables(program),
+            env=connection_variables(database_url) | program_variables(program),
             stdin=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
         )
@@ -115,7 +115,9 @@ def connection_variables(database_url: str) -> dict[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def _program_variables(program: Path) -> dict[str, str]:
-    libraries = program.parents[2].with_suffix(".libs")  # the wheel keeps its shared libraries beside the package
+def program_variables(program: Path) -> dict[str, str]:
+    """All that pg_dump needs besides the connection, and nothing of ours, which may hold secrets."""
+    package = program.parent.parent.parent  # of the wheel's; of one on PATH it may be the root, which has no name
+    libraries = package.parent / f"{package.name}.libs"  # the wheel keeps its shared libraries beside the package
     own = {"LD_LIBRARY_PATH": str(libraries)} if libraries.is_dir() else {}
     return {"PATH": "/usr/bin:/bin", "LC_ALL": "C", **own}

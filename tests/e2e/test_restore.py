@@ -14,7 +14,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from app.backup import dump_program
+from app.backup import dump_program, program_variables
 from tests.e2e.house import ADMIN_TOKEN, HELLO, House, request_id_of, unique
 from tests.e2e.test_metrics import scraped, total
 from tests.kit import raw_http
@@ -107,6 +107,17 @@ async def test_a_backup_that_fails_says_why_and_leaves_no_file(house: House, tmp
     assert (status, os.listdir(tmp_path)) == (1, [])
     assert "no_such_database" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("place", ["/bin/pg_dump", "/usr/bin/pg_dump", "/usr/local/pgsql/bin/pg_dump"])
+def test_a_pg_dump_of_the_machine_needs_no_libraries_of_ours(place: str) -> None:
+    assert program_variables(Path(place)) == {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
+
+
+def test_the_wheels_pg_dump_finds_its_libraries() -> None:
+    own = dump_program()
+    assert own is not None
+    assert Path(program_variables(own)["LD_LIBRARY_PATH"]).is_dir()
 
 
 def test_without_pg_dump_there_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
