@@ -12,7 +12,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from app.dialects.base import AnswerFacts, BadAnswer, UpstreamProblem
+from app.dialects.base import AnswerFacts, BadAnswer, UpstreamProblem, UpstreamSaidError
 from app.dialects.envelope import (
     NONE,
     RequestReader,
@@ -25,7 +25,7 @@ from app.dialects.openai_answer import WholeAnswer, read_whole
 from app.dialects.openai_errors import error_body, raise_if_error, read_problem
 from app.dialects.openai_names import Name
 from app.dialects.openai_request import Choices, Penalty, Stops, StreamOptions, TokenCap, redirected
-from app.dialects.openai_stream import DONE, MAX_KEPT_BYTES, OpenAIStream, framed
+from app.dialects.openai_stream import DONE, FAILED, MAX_KEPT_BYTES, OpenAIStream, framed
 from app.dialects.openai_usage import read_usage
 from app.dialects.sse import MAX_EVENT_BYTES
 from app.domain.call import Call
@@ -176,6 +176,8 @@ def _read_completion(body: bytes) -> AnswerFacts:
     if not answer.choices:
         raise_if_error(body)
         raise BadAnswer("no_choices")
+    if any(choice.finish_reason == FAILED for choice in answer.choices):
+        raise UpstreamSaidError(read_problem(body))
     if not all(is_given(choice.text) for choice in answer.choices):  # an empty text is an answer, none is not
         raise BadAnswer("no_content")
     return AnswerFacts(

@@ -364,7 +364,10 @@ class Exchange:
             self._fail(fault)
 
     async def read_all(self, cap_bytes: int | None = None, *, within_s: float = math.inf) -> bytes:
-        """The whole body. Raises: ExchangeFailed("body_too_large") as soon as it is longer than the cap."""
+        """The whole body. Raises: ExchangeFailed("body_too_large") as soon as it is longer than the cap.
+
+        Blanks before it are no progress: some send them for as long as a model thinks, as others send comments in a stream.
+        """
         cap = self._transport.max_body_bytes if cap_bytes is None else cap_bytes
         length = self._answer.headers.get("content-length")
         if length is not None and int(length) > cap:
@@ -373,13 +376,17 @@ class Exchange:
         due_s = now + within_s
         wait_s, reason = self.asked_s + deadlines.first_byte_s - now, "first_token_timeout"
         parts: list[bytes] = []
-        size = 0
+        size, has_begun = 0, False
         while part := await self.read_some(min(wait_s, due_s - monotonic()), reason):
             size += len(part)
             if size > cap:
                 raise ExchangeFailed("body_too_large", is_sent=True)
             parts.append(part)
-            wait_s, reason = deadlines.between_bytes_s, "between_tokens_timeout"
+            if not has_begun and part.isspace():
+                wait_s = self.asked_s + deadlines.first_byte_s - monotonic()
+            else:
+                has_begun = True
+                wait_s, reason = deadlines.between_bytes_s, "between_tokens_timeout"
         return b"".join(parts)
 
     async def chunks(self) -> AsyncIterator[bytes]:

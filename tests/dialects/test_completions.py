@@ -207,3 +207,13 @@ def test_t121_running_usage_of_all_prompts_is_not_summed() -> None:
     said = [chunk("a", usage=usage(1)), chunk("b", index=1, usage=usage(2)), chunk("", "stop", usage=usage(2))]
     _, reader = read_stream(wire(*said, chunk("", "stop", index=1, usage=usage(2)), b"[DONE]"), choices=2)
     assert reader.usage == Usage(8, 2)
+
+
+def test_a_finish_that_is_an_error_is_one_whole_or_streamed() -> None:
+    body = b'{"choices":[{"index":0,"text":"half","finish_reason":"error"}]}'
+    with pytest.raises(UpstreamSaidError):
+        Completions().read_answer(body)
+    reader = CompletionStream()
+    with pytest.raises(UpstreamSaidError):
+        reader.feed(b"data: " + body + b"\n\n")
+    assert not reader.is_complete

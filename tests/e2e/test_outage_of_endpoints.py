@@ -8,8 +8,9 @@ import time
 
 import pytest
 
-from tests.e2e.house import House, error_of, request_id_of
+from tests.e2e.house import HELLO, House, error_of, request_id_of
 from tests.kit.load import Load, Outcome, busiest, percentile
+from tests.kit.raw_http import SseStream, request_bytes
 from tests.kit.scenario import Scenario
 
 pytestmark = pytest.mark.timeout(240)
@@ -236,6 +237,53 @@ async def test_a_busy_endpoint_is_left_alone_for_as_long_as_it_asks(house: House
         assert (answer.status, error_of(answer)["code"]) == (503, "no_healthy_endpoint")
         assert 6 <= int(answer.header("retry-after") or 0) <= 8
     assert len(await sent_to(house, model)) == 1
+
+
+async def test_while_all_endpoints_are_busy_nothing_is_sent_and_the_caller_is_told_the_nearest_time(
+    house: House,
+) -> None:
+    """T065, T090."""
+    key = await house.key()
+    model, soon, late = await two_endpoints(house)
+    await house.upstream.script(
+        by_model={soon: Scenario(status=429, retry_after="60"), late: Scenario(status=429, retry_after="120")}
+    )
+    async with asyncio.timeout(20):
+        while len(await sent_to(house, soon, late)) < 2:  # at once, unless tests before have spent the retry budget
+            assert (await house.chat(key, model)).status == 503
+
+    answers = [await house.chat(key, model, stream=bool(number % 2)) for number in range(4)]
+
+    assert {answer.status for answer in answers} == {503}
+    assert {error_of(answer)["code"] for answer in answers} == {"no_healthy_endpoint"}
+    waits = [int(answer.header("retry-after") or 0) for answer in answers]
+    assert waits == sorted(waits, reverse=True)
+    assert 1 <= waits[-1] <= waits[0] <= 67, "the first that is free again, with a tenth of jitter at most"
+    assert len(await sent_to(house, soon, late)) == 2
+    await house.upstream.script(by_model={soon: Scenario(), late: Scenario()})
+    for endpoint in (await house.admin("GET", f"endpoints?model={model}", expect=200))["items"]:
+        await house.admin("POST", f"endpoints/{endpoint['id']}/reset", expect=200)
+    assert (await house.chat(key, model)).status == 200
+
+
+async def test_a_stream_goes_on_when_its_endpoint_is_deleted(house: House) -> None:
+    """Calls already admitted finish on what they were admitted with; they are paid for and named as before."""
+    key, model = await house.key(), await house.model(Scenario(chunks=30, gap_ms=50), endpoints=0)
+    endpoint = await house.endpoint(model)
+    headers = {"Authorization": f"Bearer {key}"}
+    body = {"model": model, "messages": HELLO, "stream": True}
+    request = request_bytes("POST", "/v1/chat/completions", headers=headers, json_body=body)
+    async with SseStream.opened(house.gateway.port, request) as stream:
+        await stream.take(3)
+        await house.admin("DELETE", f"endpoints/{endpoint}?force=true", expect=204)
+        gone = await house.chat(key, model)
+        events = await stream.rest()
+
+    assert events[-1].is_done_marker
+    assert (gone.status, error_of(gone)["code"]) == (503, "no_healthy_endpoint")
+    record = await house.record(stream.head.header("x-request-id") or "")
+    assert (record["outcome"], record["endpoint_id"], record["usage_quality"]) == ("ok", endpoint, "exact")
+    assert record["cost_usd"] > "0.000000000"
 
 
 async def test_health_counts_endpoints_that_are_left_alone(house: House) -> None:

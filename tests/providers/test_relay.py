@@ -750,6 +750,18 @@ async def test_t076_comments_are_no_progress(relay: OpenAIRelay, upstream: Scrip
     require_close_to(taken_s, 0.5)
 
 
+async def test_t076_blanks_before_a_whole_answer_are_no_progress_and_spoil_it_not(
+    relay: OpenAIRelay, upstream: ScriptedUpstream
+) -> None:
+    """Some pad an answer for as long as the model thinks, to keep its connection alive."""
+    for_ever = whole(b"application/json", *[b" \n"] * 1000)
+    one, taken_s = await timed(relay, upstream, for_ever, stream=False, first_token_s=0.5, unary_s=0.5)
+    assert seen(one.failure)[:3] == (FailureKind.NO_ANSWER, "first_token_timeout", UpstreamTimeout)
+    assert taken_s >= 0.49
+    one = await run(relay, upstream, whole(b"application/json", *[b" \n"] * 10, COMPLETION), stream=False)
+    assert (one.failed, one.meter.usage) == (None, Usage(10, 8))
+
+
 async def test_t075_a_stall_ends_at_the_deadline_between_tokens(relay: OpenAIRelay, upstream: ScriptedUpstream) -> None:
     one, taken_s = await timed(relay, upstream, Scenario(stall_after_chunks=5), between_tokens_s=0.4)
     assert seen(one.failure)[:3] == (FailureKind.ANSWER_BEGUN, "between_tokens_timeout", UpstreamTimeout)
