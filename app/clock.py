@@ -32,12 +32,12 @@ class SystemClock:
     and expire keys at different moments. What follows from periods is decided in that store, so its clock is everybody's.
     """
 
+    monotonic = staticmethod(time.monotonic)
+    """Itself, with nothing around it: a call asks a dozen times."""
+
     def __init__(self) -> None:
         self._ahead_ms = 0
         """How much later it is than this machine says."""
-
-    monotonic = staticmethod(time.monotonic)
-    """Itself, with nothing around it: a call asks a dozen times."""
 
     def now(self) -> datetime:
         if self._ahead_ms:

@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -155,7 +156,7 @@ class RedisClient:
     async def bounded(self, timeout_s: float | None = None) -> AsyncIterator[Redis]:
         """The client itself, for commands off the hot path. Errors and time-outs become CounterStoreAway."""
         try:
-            async with _within(timeout_s or self._timeout_s):
+            async with _Within(timeout_s or self._timeout_s):
                 yield self.redis
         except BROKEN as error:
             raise CounterStoreAway() from error
@@ -171,7 +172,7 @@ class RedisClient:
     async def _send(self, connection: AbstractConnection, batch: list[_Queued]) -> None:
         """One exchange. However it fails, everybody in it is told, and those that wait behind a server that is silent are too."""
         try:
-            async with _within(self._timeout_s):
+            async with _Within(self._timeout_s):
                 await self._make_ready(connection)
                 answers = await _exchange(connection, _packed(batch), len(batch))
                 unknown = self._deliver(batch, answers)
@@ -218,33 +219,40 @@ class RedisClient:
         return unknown
 
 
-@asynccontextmanager
-async def _within(timeout_s: float) -> AsyncIterator[None]:
+class _Within:
     """`asyncio.timeout` for an exchange with a server. Raises: TimeoutError.
 
     A process that was stopped wakes with its timers due and the answers unread. Taken for the server's silence, that would have every
     limit enforced by this process alone, beside all the others that hear the server well. So a time-out that comes late is granted
     once more, and the answers are read first.
     """
-    loop = asyncio.get_running_loop()
-    due_s = time.monotonic() + timeout_s
-    async with asyncio.timeout(None) as bound:
 
-        def end() -> None:
-            bound.reschedule(loop.time())
+    __slots__ = ("_bound", "_due_s", "_loop", "_timeout_s", "_timer")
 
-        def look() -> None:
-            if time.monotonic() - due_s > STALLED_S:
-                timers.append(loop.call_later(timeout_s, end))
-            else:
-                end()
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._bound = asyncio.timeout(None)
 
-        timers = [loop.call_later(timeout_s, look)]
-        try:
-            yield
-        finally:
-            for timer in timers:
-                timer.cancel()
+    async def __aenter__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._due_s = time.monotonic() + self._timeout_s
+        await self._bound.__aenter__()
+        self._timer = self._loop.call_later(self._timeout_s, self._look)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        await self._bound.__aexit__(kind, error, trace)
+
+    def _look(self) -> None:
+        if time.monotonic() - self._due_s > STALLED_S:
+            self._timer = self._loop.call_later(self._timeout_s, self._end)
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        self._bound.reschedule(self._loop.time())
 
 
 def open_redis(url: str, *, timeout_ms: int, is_cluster: bool = False) -> RedisClient:

@@ -232,13 +232,14 @@ class CallLine(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 _encoder = msgspec.json.Encoder()
+_log = logging.getLogger("gateway")
 _lines: LogLines | None = None
 """Where the log goes; None until it was configured."""
 
 
 def log_call(meter: Meter) -> None:
     """Write the line of a finished call."""
-    if _lines is None or not logging.getLogger("gateway").isEnabledFor(logging.INFO):
+    if _lines is None or not _log.isEnabledFor(logging.INFO):
         return
     identity, usage = meter.identity, meter.usage
     line = CallLine(
@@ -311,7 +312,7 @@ def configure_logging(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    logging.getLogger("gateway").setLevel(level)
+    _log.setLevel(level)
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).handlers[:] = []
         logging.getLogger(name).propagate = True

@@ -28,8 +28,8 @@ encode = msgspec.json.Encoder().encode
 NONE = Raw(b"")
 """A member that is absent."""
 
-_NAME = re.compile(rb'[ \t\r\n]*("[^"\\]*(?:\\.[^"\\]*)*")[ \t\r\n]*:[ \t\r\n]*')
-_AFTER_VALUE = re.compile(rb"[ \t\r\n]*([,}])")
+_NAME = re.compile(rb'[ \t\r\n]*[{,][ \t\r\n]*("[^"\\]*(?:\\.[^"\\]*)*")[ \t\r\n]*:[ \t\r\n]*')
+_END = re.compile(rb"[ \t\r\n]*}")
 
 _STEERING = frozenset({
     # Where a request goes and with which credential …
@@ -103,17 +103,13 @@ def is_utf8(data: bytes) -> bool:
 
 def _require_each_once(body: bytes, members: Mapping[str, Raw]) -> None:
     """Walk the names in the order of the members; a duplicate is a name out of order or one too many."""
-    position = body.index(b"{") + 1
-    end = b"}"
+    position = body.index(b"{")
     for name, value in members.items():
         at_name = _NAME.match(body, position)
         if at_name is None or _as_string(at_name[1]) != name:
             raise InvalidJson("The request body names a member twice.")
-        after = _AFTER_VALUE.match(body, at_name.end() + len(value))
-        if after is None:
-            raise InvalidJson("The request body names a member twice.")
-        position, end = after.end(), after[1]
-    if end != b"}":
+        position = at_name.end() + len(value)
+    if members and _END.match(body, position) is None:
         raise InvalidJson("The request body names a member twice.")
 
 

@@ -372,6 +372,11 @@ class Exchange:
         length = self._answer.headers.get("content-length")
         if length is not None and int(length) > cap:
             raise ExchangeFailed("body_too_large", is_sent=True)
+        if self._answer.is_complete:  # as nearly always: an answer of a few kilobytes comes with its head
+            whole = self._answer.taken()
+            if len(whole) > cap:
+                raise ExchangeFailed("body_too_large", is_sent=True)
+            return whole
         deadlines, now = self._request.deadlines, monotonic()
         due_s = now + within_s
         wait_s, reason = self.asked_s + deadlines.first_byte_s - now, "first_token_timeout"
