@@ -103,7 +103,7 @@ async def test_an_endpoints_figures_are_those_of_all_replicas(house: House, flee
             call.cancel()
         await asyncio.gather(*hanging, return_exceptions=True)
 
-    assert live["processes"] >= 3, "both, and that of the house"
+    assert live["processes"] >= 2, "and that of the house, unless it stands still"
     assert (live["calls"], live["faults"], live["open_in"]) == (2, 2, 0)
     assert live["last_fault"]["reason"] == "status_500"
     async with asyncio.timeout(20):
