@@ -111,7 +111,7 @@ class Messages:
         """Raises: InvalidRequest for what chat completions have no words for."""
         if provider is ProviderKind.ANTHROPIC:
             return MessagesNative(), call
-        retold = ChatRetold(call, chat_fields(call.fields, keeps_thinking=provider is ProviderKind.LITELLM))
+        retold = ChatRetold(call, chat_fields(call.fields, may_be_claude=provider is ProviderKind.LITELLM))
         return MessagesAsChat(), retold.call
 
     def texts_of(self, body: bytes) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from app.dialects.messages_blocks import Part, assistant_message, parts_of, result_of, system_text
+from app.dialects.messages_blocks import MARK, Part, assistant_message, parts_of, result_of, system_content, with_mark
 from app.dialects.messages_tools import functions_of
 from app.exceptions import InvalidRequest
 
@@ -24,15 +24,16 @@ _NOT_ASKED = ("none", "auto")
 _value = msgspec.json.Decoder()
 
 
-def chat_fields(fields: Mapping[str, Raw], *, keeps_thinking: bool) -> dict[str, object]:
-    """The fields of the chat request. Raises: InvalidRequest."""
+def chat_fields(fields: Mapping[str, Raw], *, may_be_claude: bool) -> dict[str, object]:
+    """The fields of the chat request. Behind a provider that translates back there may be a model of Anthropic's: it gets the thinking
+    that it signed, and the marks for its cache. Raises: InvalidRequest."""
     given: dict[str, Any] = {name: _value.decode(raw) for name, raw in fields.items() if bytes(raw) != b"null"}
     if given.get("mcp_servers"):
         raise InvalidRequest("MCP servers are called by Anthropic's servers only.", param="mcp_servers")
-    system = system_text(given.get("system", ""))
-    messages: list[object] = [{"role": "system", "content": system}] if system else []
+    system = system_content(given.get("system", ""), keeps_marks=may_be_claude)
+    messages: list[Part] = [{"role": "system", "content": system}] if system else []
     for number, message in enumerate(given["messages"]):
-        messages += _told(message, f"messages[{number}]", keeps_thinking=keeps_thinking)
+        messages += _told(message, f"messages[{number}]", may_be_claude=may_be_claude)
     told: dict[str, object] = {"model": given["model"], "messages": messages}
     told |= {name: given[name] for name in _SAME if name in given}
     if "max_tokens" in given:
@@ -44,14 +45,14 @@ def chat_fields(fields: Mapping[str, Raw], *, keeps_thinking: bool) -> dict[str,
         told |= _tool_choice(given.get("tool_choice"))
     if (form := _response_format(given)) is not None:
         told["response_format"] = form
-    if keeps_thinking and "thinking" in given:
+    if may_be_claude and "thinking" in given:
         told["thinking"] = given["thinking"]
     elif (effort := _effort(given)) is not None:
         told["reasoning_effort"] = effort
     return told
 
 
-def _told(message: dict[str, Any], param: str, *, keeps_thinking: bool) -> list[object]:
+def _told(message: dict[str, Any], param: str, *, may_be_claude: bool) -> list[Part]:
     """One message; a tool's results become messages of their own, before what the user says with them."""
     role, content = message.get("role"), message.get("content")
     if role not in ("user", "assistant", "system"):
@@ -61,8 +62,8 @@ def _told(message: dict[str, Any], param: str, *, keeps_thinking: bool) -> list[
     if not isinstance(content, list):
         raise InvalidRequest("A message's content is text or a list of blocks.", param=f"{param}.content")
     if role == "assistant":
-        return [assistant_message(content, keeps_thinking=keeps_thinking)]
-    results: list[object] = []
+        return [assistant_message(content, keeps_thinking=may_be_claude)]
+    results: list[Part] = []
     parts: list[Part] = []
     for number, block in enumerate(content):
         where = f"{param}.content[{number}]"
@@ -70,14 +71,18 @@ def _told(message: dict[str, Any], param: str, *, keeps_thinking: bool) -> list[
             text, others = result_of(block, where)
             results.append({"role": "tool", "tool_call_id": str(block.get("tool_use_id", "")), "content": text})
             parts += others
+            told = results
         else:
             parts += parts_of(block, where)
+            told = parts
+        if may_be_claude and told:
+            told[-1] = with_mark(told[-1], block)
     return [*results, {"role": role, "content": _merged(parts)}] if parts else results
 
 
 def _merged(parts: list[Part]) -> object:
     """A single text as plain text: the oldest upstreams know no lists."""
-    if len(parts) == 1 and parts[0]["type"] == "text":
+    if len(parts) == 1 and parts[0]["type"] == "text" and MARK not in parts[0]:
         return parts[0]["text"]
     return parts
 

@@ -16,6 +16,7 @@ _BELOW: Final = "(in the next message)"
 """Stands in a tool's result whose pictures only a user's message can carry."""
 
 Part = dict[str, object]
+MARK: Final = "cache_control"
 
 
 def parts_of(block: Any, param: str) -> list[Part]:
@@ -76,13 +77,25 @@ def assistant_message(content: Sequence[Any], *, keeps_thinking: bool) -> dict[s
     return told | {"tool_calls": calls} if calls else told
 
 
-def system_text(system: object) -> str:
-    """Raises: InvalidRequest."""
+def system_content(system: object, *, keeps_marks: bool) -> str | list[Part]:
+    """The system prompt: as one text, but in parts where one is marked for a cache and the endpoint's provider may have one.
+
+    Raises: InvalidRequest.
+    """
     if isinstance(system, str):
         return system
     if not isinstance(system, list):
         raise InvalidRequest("The system prompt is text or a list of text blocks.", param="system")
-    return "\n\n".join(text for text in _texts(system) if not text.startswith(_BILLING))
+    blocks = [block for block in system if isinstance(block, dict) and "text" in block]
+    blocks = [block for block in blocks if not str(block["text"]).startswith(_BILLING)]
+    if keeps_marks and any(block.get(MARK) for block in blocks):
+        return [with_mark(_text(str(block["text"])), block) for block in blocks]
+    return "\n\n".join(_texts(blocks))
+
+
+def with_mark(told: Part, block: dict[str, Any]) -> Part:
+    """What was made of a block, with the mark up to which the prompt is to be cached, if the block has it."""
+    return told | {MARK: block[MARK]} if block.get(MARK) else told
 
 
 def _text(text: str) -> Part:

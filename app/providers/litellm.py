@@ -20,7 +20,7 @@ import logging
 import re
 import ssl
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -32,6 +32,8 @@ import msgspec
 from app.clock import Clock, SystemClock
 from app.config import export_settings, withdraw_from_environment
 from app.dialects.base import BadAnswer, Dialect, StreamReader, UpstreamProblem, UpstreamSaidError
+from app.dialects.messages import Messages
+from app.dialects.messages_blocks import MARK
 from app.dialects.openai_chat import CHAT_PATH
 from app.domain.call import Call, Meter, Quality
 from app.domain.catalog import Endpoint, ProviderKind
@@ -193,6 +195,8 @@ class LiteLLMProvider:
         fields = {name: value for name, value in fields.items() if value is not None}
         if max_tokens is not None:
             fields[_cap_name(fields, known)] = max_tokens
+        if call.dialect == Messages.name and not _is_claude(endpoint.upstream_model):
+            _drop_marks(fields["messages"])
         _require_no_address(fields["messages"])
         if endpoint.api_base:
             self._guarded.checked(endpoint.api_base)  # an address written into it would pass by the resolver's guard
@@ -254,6 +258,18 @@ def _is_wanted(name: str, value: object, known: frozenset[str] | None) -> bool:
     if name in _MERE_HINTS or is_neutral:
         return False
     raise _unfit(f"The model's provider does not support the parameter '{name}'.", param=name)
+
+
+def _is_claude(upstream_model: str) -> bool:
+    return "claude" in upstream_model.lower()
+
+
+def _drop_marks(messages: Sequence[dict[str, Any]]) -> None:
+    """Of Anthropic's cache: for Gemini LiteLLM would make a cache of its own of them, by requests that nobody watches, counts or pays."""
+    for message in messages:
+        message.pop(MARK, None)
+        for part in message["content"] if isinstance(message.get("content"), list) else ():
+            part.pop(MARK, None)
 
 
 def _require_no_address(messages: object) -> None:

@@ -139,6 +139,28 @@ def test_a_provider_that_may_be_claudes_gets_signed_thinking_back_and_no_other()
     assert json.loads(bytes(call.fields["thinking"])) == {"type": "enabled", "budget_tokens": 1024}
 
 
+def test_marks_for_a_cache_are_kept_for_a_provider_that_may_be_claudes_and_for_no_other() -> None:
+    mark = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    sent = body(
+        system=[{"type": "text", "text": "a"}, {"type": "text", "text": "b", **mark}],
+        messages=[
+            {"role": "user", "content": [{"type": "text", "text": "x", **mark}]},
+            {"role": "assistant", "content": [CALLED]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": "y", **mark}]},
+        ],
+    )
+    told = {}
+    for kind in (ProviderKind.LITELLM, ProviderKind.OPENAI):
+        _, call = MESSAGES.towards(kind, MESSAGES.read(sent))
+        told[kind] = json.loads(bytes(call.fields["messages"]))
+    marked = told[ProviderKind.LITELLM]
+    assert marked[0]["content"] == [{"type": "text", "text": "a"}, {"type": "text", "text": "b", **mark}]
+    assert marked[1]["content"] == [{"type": "text", "text": "x", **mark}]
+    assert marked[3] == {"role": "tool", "tool_call_id": "t1", "content": "y", **mark}
+    assert "cache_control" not in json.dumps(told[ProviderKind.OPENAI])
+    assert [message["content"] for message in told[ProviderKind.OPENAI]] == ["a\n\nb", "x", None, "y"]
+
+
 def test_what_ran_at_anthropics_stays_behind_and_what_was_said_of_it_goes_along() -> None:
     (told,) = messages_of(
         {

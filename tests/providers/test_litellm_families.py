@@ -323,6 +323,10 @@ SIGNED_EVENTS: list[dict[str, Any]] = [
 ]
 
 
+NEWER = Family("bedrock", "bedrock/anthropic.claude-sonnet-4-20250514-v1:0", credential=AWS)
+"""The older Claudes there have no cache."""
+
+
 @pytest.mark.parametrize("is_stream", [False, True])
 async def test_claudes_signed_thinking_goes_through_litellm_and_back(
     provider: LiteLLMProvider, upstream: ScriptedUpstream, is_stream: bool
@@ -366,6 +370,36 @@ async def test_claudes_signed_thinking_goes_through_litellm_and_back(
         assert said == [("thinking_delta", None), ("signature_delta", "c2lnbmVk"), ("text_delta", None)]
     else:
         assert json.loads(body)["content"] == [SIGNED, {"type": "text", "text": "Hello."}]
+
+
+@pytest.mark.parametrize(("family", "marks"), [(FAMILIES[0], 3), (FAMILIES[1], 0), (NEWER, 3), (FAMILIES[3], 0)])
+async def test_marks_for_a_cache_go_to_claude_and_make_no_request_elsewhere(
+    provider: LiteLLMProvider, upstream: ScriptedUpstream, family: Family, marks: int
+) -> None:
+    """An agent's prompt is some ten times as dear without them."""
+    upstream.script(Scenario())
+    mark = {"cache_control": {"type": "ephemeral"}}
+    long = "Be kind. " * 2000
+    sent = {
+        "model": "m",
+        "max_tokens": 200,
+        "system": [{"type": "text", "text": long, **mark}],
+        "tools": [{"name": "f", "input_schema": {"type": "object", "properties": {}}}],
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": long, **mark}]},
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "f", "input": {}}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": long, **mark}]},
+        ],
+    }
+    dialect, call = Messages().towards(ProviderKind.LITELLM, Messages().read(json.dumps(sent).encode()))
+
+    async with provider.opened(
+        call, family.at(upstream), dialect, a_meter(call), max_tokens=None, deadline_s=time.monotonic() + 60
+    ) as answer:
+        assert answer.body
+
+    (line,) = upstream.invoice().lines
+    assert line.body.count(b"cache_control") + line.body.count(b"cachePoint") == marks
 
 
 async def _nothing() -> AsyncIterator[bytes]:
