@@ -15,6 +15,7 @@ from statistics import mean, median
 from typing import Final
 
 import msgspec
+import uvloop
 
 from app.bench import load
 from app.bench.plan import UNARY, Options
@@ -73,6 +74,22 @@ class Outcome:
         served_us = median(self.served_us)
         spent_us = sum(self.flood_cpu_s) * 1e6 - sum(each.served for each in self.floods) * served_us
         return spent_us / max(1, sum(each.refused for each in self.floods))
+
+    @property
+    def lines(self) -> list[str]:
+        """All that is promised of an overload, flood by flood."""
+        each_flood = [
+            f"served {share:.0%} of capacity ({efficiency:.0%} by CPU), {each.served:,} calls, p99 {each.served_p99_ms:.0f} ms; "
+            f"refused {each.refused:,}, {each.hopeful:,} told when to come back, p50 {each.refused_p50_ms:.0f} ms, "
+            f"p95 {each.refused_p95_ms:.0f} ms; gave up {each.gave_up:,}; served whole again within {over_s:.0f} s"
+            for share, efficiency, each, over_s in zip(
+                self.shares, self.efficiencies, self.floods, self.over_s, strict=True
+            )
+        ]
+        looked = (
+            f"health, metrics and administration: p95 {self.looks_p95_ms:.0f} ms, slowest {max(self.looks_ms):.0f} ms"
+        )
+        return [*each_flood, f"{looked}, failed: {self.failed_looks or 'none'}"]
 
     @property
     def looks_p95_ms(self) -> float:
@@ -189,3 +206,14 @@ async def overload(*, is_short: bool) -> Sequence[Ratio]:
         ),
         Ratio(f"{load}, CPU of a refused call", outcome.refused_us, "of a served one", served_us),
     ]
+
+
+def main() -> None:
+    """`python -m bench.overload`: the long form, told flood by flood."""
+    outcome = uvloop.run(overloaded(rounds=3, peak_s=8.0, flood_s=60.0))
+    for line in outcome.lines:
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

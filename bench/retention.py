@@ -122,20 +122,22 @@ def _days_since(month: Month, now: datetime) -> int:
     return (now - datetime(*month, 1, tzinfo=UTC)).days
 
 
-async def dropping(postgres: PostgresServer, redis_url: str, *, rows: int, rounds: int, window_s: float) -> Outcome:
+async def dropping(
+    postgres: PostgresServer, redis_url: str, *, rows: int, rounds: int, window_s: float, rate: float
+) -> Outcome:
     env = environment(postgres.url, redis_url) | FOR_EVER
     gateway, upstream = GatewayProcess(env), UpstreamProcess()
     try:
         await asyncio.gather(gateway.start(timeout_s=120), upstream.start())
         if not await filled_with(postgres.url):
             await fill(postgres.url, rows, days=DAYS, has_more=True)
-        return await _measured(House(gateway, upstream, postgres.url, redis_url, env), postgres, rounds, window_s)
+        return await _measured(House(gateway, upstream, postgres.url, redis_url, env), postgres, rounds, window_s, rate)
     finally:
         gateway.destroy()
         upstream.destroy()
 
 
-async def _measured(house: House, postgres: PostgresServer, rounds: int, window_s: float) -> Outcome:
+async def _measured(house: House, postgres: PostgresServer, rounds: int, window_s: float, rate: float) -> Outcome:
     now = datetime.now(UTC)
     outcome = Outcome(now)
     model, key = await house.model(Scenario(delay_ms=UPSTREAM_MS)), await house.key()
@@ -144,7 +146,7 @@ async def _measured(house: House, postgres: PostgresServer, rounds: int, window_
     await connection.execute("CHECKPOINT")
     await _written(connection, model, 1)
     outcome.disk_before_bytes, before = _disk_bytes(postgres.home), await connection.fetchval(SUMS)
-    load = Load(house.gateway.port, key, model, per_second=CALLS_PER_SECOND)
+    load = Load(house.gateway.port, key, model, per_second=rate)
     load.start()
     await load.until(window_s)  # memory and caches warm
     async with _dropper(postgres.url) as dropper, watched_locks(postgres.url) as waits:
@@ -275,16 +277,18 @@ def _stores(home: Path, *, is_durable: bool) -> Iterator[tuple[PostgresServer, V
         postgres.stop()
 
 
-def measured(rows: int, *, rounds: int = 5, window_s: float = 10.0, kept: Path | None = None) -> Outcome:
+def measured(
+    rows: int, *, rounds: int = 5, window_s: float = 10.0, rate: float = CALLS_PER_SECOND, kept: Path | None = None
+) -> Outcome:
     """Fill, call, drop and tell."""
     with _home(kept, rows) as home, _stores(home, is_durable=True) as (postgres, valkey):
-        return uvloop.run(dropping(postgres, valkey.url, rows=rows, rounds=rounds, window_s=window_s))
+        return uvloop.run(dropping(postgres, valkey.url, rows=rows, rounds=rounds, window_s=window_s, rate=rate))
 
 
 async def retention(*, is_short: bool) -> Sequence[Ratio]:
-    rows, rounds, window_s = (60_000, 2, 2.0) if is_short else (5_000_000, 5, 10.0)
+    rows, rounds, window_s, rate = (60_000, 2, 2.0, 20.0) if is_short else (5_000_000, 5, 10.0, CALLS_PER_SECOND)
     with _home(None, rows) as home, _stores(home, is_durable=True) as (postgres, valkey):
-        outcome = await dropping(postgres, valkey.url, rows=rows, rounds=rounds, window_s=window_s)
+        outcome = await dropping(postgres, valkey.url, rows=rows, rounds=rounds, window_s=window_s, rate=rate)
     return outcome.ratios
 
 

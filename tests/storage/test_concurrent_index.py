@@ -24,7 +24,9 @@ VALID = "SELECT indexrelid::regclass::text FROM pg_index WHERE indisvalid AND in
 async def built(engine: AsyncEngine, *, table: str = "usage_records") -> None:
     async with engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await connection.execute(text("SET statement_timeout = 0"))  # as while migrating
         await connection.run_sync(build_index, NAME, table, WHAT)
+        await connection.execute(text("RESET statement_timeout"))
 
 
 async def valid(engine: AsyncEngine) -> list[str]:
