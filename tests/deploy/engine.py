@@ -22,6 +22,8 @@ def main(arguments: list[str]) -> int:
             print(Path(place["log"]).read_text() if service == "gateway" else f"a line of {service}")
         case ["compose", "up", "-d", *options] if set(options) <= {"--no-recreate", "--scale", "gateway=4", *SERVICES}:
             print("Container started", file=sys.stderr)
+        case ["compose", "start", *services] if set(services) <= SERVICES:
+            print("Container started", file=sys.stderr)
         case ["compose", "stop", *services] if set(services) <= SERVICES:
             print("Container stopped", file=sys.stderr)
         case ["compose", "run", "--rm", "migrate"]:
