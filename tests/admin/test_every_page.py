@@ -32,7 +32,7 @@ def pages_of(site: Site) -> dict[str, str]:
         "edit user": "/admin/user/edit?oid=grace.hopper",
         "delete user": "/admin/user/delete?oid=grace.hopper",
         "apps": "/admin/apps",
-        "new app": "/admin/apps/new",
+        "new app": "/admin/app/new",
         "app": "/admin/apps/crm",
         "edit app": "/admin/apps/crm/edit",
         "delete app": "/admin/apps/crm/delete",

@@ -209,7 +209,7 @@ def test_a_form_on_its_way_is_out_of_reach_and_what_was_opened_stays_open(site: 
 
 def test_an_app_and_an_administrator(site: Site, hand: Visitor) -> None:
     page, app_id = hand.page, unique("app")
-    page.goto(f"{site.origin}/admin/apps/new")
+    page.goto(f"{site.origin}/admin/app/new")
     page.get_by_label("Id", exact=True).fill("no good id")
     page.get_by_role("button", name="Register the app").click()
     expect(page.locator("#d-app_id")).to_contain_text("must be 1 to 100")

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute, Mount, Route
 
+from app.admin.site import FAMILIES
 from app.config import load_settings
 from app.domain.access import Actor, Role
 from app.main import create_app
@@ -161,3 +162,13 @@ async def test_a_body_is_not_read_before_the_caller_is_known_t018(gateway: Gatew
 
     assert answer.status_code == 401
     assert reads == 0
+
+
+def test_no_page_stands_where_the_page_of_an_app_of_that_name_would() -> None:
+    """People choose the ids of apps: one may be called `new`. Users and models stand in the query."""
+    routes = [route for module in FAMILIES for route in module.family.routes]
+    of_apps = [route for route in routes if "{app_id}" in route.path]
+    assert of_apps
+    fixed = [route.path for route in routes if "{" not in route.path]
+    assert [path for path in fixed if any(route.path_regex.match(path) for route in of_apps)] == []
+    assert not any("{name}" in route.path or "{user_oid}" in route.path for route in routes)

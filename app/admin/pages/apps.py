@@ -27,12 +27,12 @@ async def list_apps(visit: Visit) -> Response:
     return visit.page("apps/list.html", page=page, gauges=gauges)
 
 
-@family.get("/apps/new")
+@family.get("/app/new")
 async def new_app(visit: Visit) -> Response:
     return _form(visit, None, {}, {})
 
 
-@family.post("/apps/new")
+@family.post("/app/new")
 async def create_app(visit: Visit) -> Response:
     form = await visit.form()
     body, errors = checked(AppCreate, {"app_id": form.text("app_id"), **_body(form)})
