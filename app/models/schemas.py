@@ -6,12 +6,23 @@ was named (`model_fields_set`). Secrets appear in the views named `…Created` a
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from typing import Annotated, Any, Generic, Self, TypeVar, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, StrictBool, StrictInt, StrictStr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+)
 
 from app.domain.access import Role
 from app.domain.breaker import BreakerRules
@@ -65,8 +76,25 @@ def _without_nul(value: str) -> str:
     return value
 
 
-Moment = Annotated[datetime, AfterValidator(_in_utc), PlainSerializer(_rfc3339, return_type=str)]
+_STARTS_AS_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?![0-9])")
+_LOST_PLUS = re.compile(r" (?=[0-9]{2}:?[0-9]{2}\Z)")
+"""What a query makes of the `+` before a time zone, where nobody has escaped it."""
+
+
+def _written_out(value: object) -> object:
+    """As people write dates and times. A number would be read as seconds since 1970: `20260101` gave a key that ended in August 1970."""
+    if isinstance(value, date):
+        return value
+    if not isinstance(value, str) or not _STARTS_AS_DAY.match(value):
+        raise ValueError("this is neither a day, as 2026-12-31, nor a time in RFC 3339, as 2026-12-31T12:00:00Z")
+    return _LOST_PLUS.sub("+", value) if len(value) > len("2026-12-31 12:00") else value
+
+
+Moment = Annotated[
+    datetime, BeforeValidator(_written_out), AfterValidator(_in_utc), PlainSerializer(_rfc3339, return_type=str)
+]
 """RFC 3339, answered in UTC."""
+Day = Annotated[date, BeforeValidator(_written_out)]
 Text = Annotated[StrictStr, Field(max_length=200), AfterValidator(_without_nul)]
 LongText = Annotated[StrictStr, Field(max_length=2048), AfterValidator(_without_nul)]
 Secret = Annotated[StrictStr, Field(max_length=20_000), AfterValidator(_without_nul)]
@@ -302,7 +330,7 @@ class UserCreate(_Body):
     email: Text | None = Field(None, examples=["user@example.com"])
     name: Text | None = Field(None, examples=["Ada Lovelace"])
     payment_status: PaymentStatus = PaymentStatus.ACTIVE
-    payment_valid_until: date | None = Field(
+    payment_valid_until: Day | None = Field(
         None, description="The last paid day, in BUDGET_TIMEZONE; null: no end.", examples=["2026-12-31"]
     )
     limits: Limits = Field([], description="Absent: the settings' defaults; empty: no limit.")
@@ -322,7 +350,7 @@ class UserPatch(_Body):
     email: Text | None = None
     name: Text | None = None
     payment_status: PaymentStatus = PaymentStatus.ACTIVE
-    payment_valid_until: date | None = None
+    payment_valid_until: Day | None = None
     limits: Limits = []
     budgets: Budgets = []
     log_content: LogContent | None = None
@@ -336,7 +364,7 @@ class UserView(_View):
     email: str | None
     name: str | None
     payment_status: PaymentStatus
-    payment_valid_until: date | None
+    payment_valid_until: Day | None
     limits: list[LimitShape]
     budgets: list[BudgetView]
     log_content: LogContent | None
@@ -363,7 +391,7 @@ class UserView(_View):
 class ExpiryView(_View):
     user_oid: str
     email: str | None
-    payment_valid_until: date | None
+    payment_valid_until: Day | None
     payment_status: PaymentStatus
     synced: bool
 

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import timedelta
 from typing import Annotated, Any, Final, Literal, Protocol, cast
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Security
@@ -35,7 +35,7 @@ from app.exceptions import (
     RequestTimeout,
     UnsupportedMediaType,
 )
-from app.models.schemas import Moment
+from app.models.schemas import Day, Moment
 from app.routers.rights import PREFIX, RIGHTS
 from app.services.admin_access import AdminAccess
 from app.services.admin_sessions import AdminSessions, Session
@@ -159,7 +159,7 @@ def user_query(
     status: Annotated[PaymentStatus | None, Query(description="The payment status.")] = None,
     payment_status: Annotated[PaymentStatus | None, Query(description="The same.")] = None,
     user_oid: Oid = None,
-    expires_before: Annotated[date | None, Query(description="Whose last paid day lies before this one.")] = None,
+    expires_before: Annotated[Day | None, Query(description="Whose last paid day lies before this one.")] = None,
     sort: Annotated[
         str | None, Query(max_length=50, description="`created_at`, `user_oid` or `payment_valid_until`; `-` turns it.")
     ] = None,
