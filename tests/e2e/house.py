@@ -16,6 +16,8 @@ from tests.kit.scenario import Scenario
 ADMIN_TOKEN = "owner-token-for-tests-0123456789abcdefghij"
 SECRET_KEY = "secret-key-for-tests-0123456789abcdefghijklm"
 SHARED_SECRET = "shared-secret-for-tests-0123456789abcdefghi"
+PATIENCE_S = 60.0
+"""Of whoever calls: the first call of LiteLLM's waits for it to be imported, seconds of CPU that a busy machine makes many."""
 HELLO = [{"role": "user", "content": "Say hello."}]
 
 Json = dict[str, Any]
@@ -102,6 +104,7 @@ class House:
             path,
             headers={"Authorization": f"Bearer {key}"},
             json_body={"model": model, "messages": HELLO, **fields},
+            timeout_s=PATIENCE_S,
         )
 
     async def known_to(self, gateways: Iterable[GatewayProcess]) -> None:
