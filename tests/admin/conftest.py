@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from app.embedded import PostgresServer, ValkeyServer
 from tests.admin.company import Company, found_company
@@ -31,6 +31,8 @@ VENDOR = Path(__file__).resolve().parents[1] / "vendor"
 AXE = (VENDOR / "axe-core" / "axe.min.js").read_text()
 READY = "html[data-ready='yes']"
 """By selector: to wait for a function the driver evaluates strings, which the pages' policy forbids."""
+expect.set_options(timeout=30_000)
+"""As long as a click is waited for: with more work than cores a page has taken longer than the usual five seconds to follow its answer."""
 WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 
 
