@@ -112,7 +112,7 @@ class House:
         may hold before the second. What is made last is known with the others."""
         path = f"/v1/models/{await self.model()}"
         headers = {"Authorization": f"Bearer {await self.key()}"}
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             for gateway in gateways:
                 while (await raw_http.call(gateway.port, "GET", path, headers=headers)).status != 200:
                     await asyncio.sleep(0.02)

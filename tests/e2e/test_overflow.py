@@ -56,7 +56,7 @@ async def test_a_slot_that_does_not_come_free_in_time_is_refused(house: House) -
         limits=[{"kind": "concurrency", "limit": 1, "window_seconds": 0}],
         overflow={"mode": "queue", "max_wait_seconds": 1},
     )
-    slow, fast = await house.model(Scenario(delay_ms=3_000)), await house.model()
+    slow, fast = await house.model(Scenario(delay_ms=6_000)), await house.model()
     async with asyncio.TaskGroup() as group:
         first = group.create_task(house.chat(key, slow))
         await house.upstream.requests_seen(1)

@@ -32,7 +32,7 @@ from tests.kit.invoice import Invoice
 from tests.kit.scenario import Scenario
 from tests.kit.upstream import OnConnect
 
-READY_TIMEOUT_S: Final = 30.0
+READY_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 10.0
 POLL_S: Final = 0.01
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
