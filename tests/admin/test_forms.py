@@ -79,7 +79,7 @@ def test_a_key_is_edited_rotated_and_revoked(site: Site, hand: Visitor) -> None:
     page.locator('[name="budgets.0.soft_limit_usd"]').fill("20")
     page.locator('[name="budgets.0.hard_limit_usd"]').fill("1o")
     page.get_by_role("button", name="Save").click()
-    expect(page.locator("#d-expires_at")).to_contain_text("no date")
+    expect(page.locator("#d-expires_at")).to_contain_text("neither a day")
     expect(page.locator(".error").filter(has_text="decimal")).to_be_visible()
     page.get_by_label("Expires").fill("2027-12-31")
     page.locator('[name="budgets.0.hard_limit_usd"]').fill("10")
