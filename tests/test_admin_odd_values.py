@@ -113,8 +113,8 @@ async def test_amounts_and_counts_that_are_none_are_refused(api: Client) -> None
     await assert_refused(api, key, "overflow.max_wait_seconds", ["-1", "1e400", '"5"', "true", "1e9"], patience)
 
 
-async def test_names_of_models_hold_nothing_that_cannot_be_seen(api: Client) -> None:
-    for name in ("m\u200b", "\u202em", "\ufeffm", "m\u00ad", "\u200d", "a\nb", " m", "*", ""):
+async def test_names_of_models_hold_nothing_that_breaks_a_line_and_no_blanks_at_their_ends(api: Client) -> None:
+    for name in ("a\nb", "a\u2028b", "a\x00b", " m", "m ", "*", ""):
         for body in ({"name": name}, {"name": "other", "aliases": [name]}):
             answer = await api.post("/models", json=body)
             assert answer.status_code == 400, (body, answer.text)

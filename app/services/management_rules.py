@@ -70,8 +70,6 @@ def require_model_name(name: str, param: str) -> None:
     require_text(name, param, may_be_empty=False)
     if name != name.strip() or name == "*":
         raise InvalidRequest(f"'{param}' may not be '*', nor begin or end with a space.", param=param)
-    if any(unicodedata.category(each) == "Cf" for each in name):  # two models that look alike would not be the same
-        raise InvalidRequest(f"'{param}' holds an invisible character.", param=param)
 
 
 def require_texts(values: Iterable[str], param: str) -> None:
