@@ -44,6 +44,8 @@ class Siblings:
         self._folder = folder / supervisor
         self._own = self._folder / f"{pid}.metrics"
         self._socket: socket.socket | None = None
+        self._asking: list[str | bytes] = []
+        """Who waits for what is written next."""
 
     def join(self) -> None:
         """Take over what is left of workers and supervisors that are gone."""
@@ -83,7 +85,10 @@ class Siblings:
             return False
         self._socket.settimeout(seconds)
         try:
-            return bool(self._socket.recv(16))
+            question, asking = self._socket.recvfrom(16)
+            if asking:
+                self._asking.append(asking)
+            return bool(question)
         except TimeoutError:
             return False
         except OSError:
@@ -91,9 +96,17 @@ class Siblings:
             return False
 
     def publish(self) -> None:
+        asking, self._asking = (
+            self._asking,
+            [],
+        )  # before the figures are taken: whoever asks later is to have later ones
         draft = self._own.with_suffix(".new")
         draft.write_bytes(_encode(self._registry.snapshot()))
         draft.rename(self._own)
+        for each in asking:
+            with suppress(OSError):  # it has waited long enough and gone on
+                if self._socket is not None:
+                    self._socket.sendto(b"written", each)
 
     def snapshots(self) -> Iterator[list[Family]]:
         self._ask()
@@ -101,23 +114,25 @@ class Siblings:
             yield _read(path, is_gone=not Path(f"/proc/{path.stem}").exists())
 
     def _ask(self) -> None:
-        """Have the others write down what they have counted, and wait until they have."""
-        awaited = {}
+        """Have the others write down what they have counted, and wait until they say that they have.
+
+        That a file is new says nothing: its figures may have been taken before they were asked for, by a thread that was then kept
+        from writing them.
+        """
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asking:
+            with suppress(OSError):
+                asking.bind("")  # the system gives it a name to answer to
             asking.setblocking(False)
+            awaited = set()
             for path in self._others():
-                with suppress(OSError):  # it is gone, or was asked a moment ago and has not come to it
-                    before = path.stat().st_mtime_ns
+                with suppress(OSError):  # it is gone
                     asking.sendto(b"now", self._address(path.stem))
-                    awaited[path] = before
-        deadline_s = time.monotonic() + ANSWER_WAIT_S
-        while awaited and time.monotonic() < deadline_s:
-            time.sleep(0.002)
-            for path, before in list(awaited.items()):
-                with suppress(OSError):
-                    if path.stat().st_mtime_ns == before:
-                        continue
-                del awaited[path]
+                    awaited.add(self._address(path.stem).encode())
+            deadline_s = time.monotonic() + ANSWER_WAIT_S
+            with suppress(OSError):  # among them TimeoutError: then it is what lies there
+                while awaited and (left_s := deadline_s - time.monotonic()) > 0:
+                    asking.settimeout(left_s)
+                    awaited.discard(asking.recvfrom(16)[1])
 
     def _address(self, pid: str) -> str:
         return f"\0antigravity-metrics-{self._folder.name}-{pid}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -165,6 +166,49 @@ def test_workers_read_each_other_and_take_over_from_those_that_are_gone(tmp_path
     reader.join()
     assert sum_of(ours.snapshot()) == 103
     assert sum_of(merged([ours.snapshot(), *reader.snapshots()])) == 113, "nothing is counted twice"
+
+
+def test_what_was_counted_before_the_question_is_in_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the other worker is at that moment about to write figures that it took before."""
+    theirs, supervisor = Registry(), f"1-{os.getpid()}"
+    things = theirs.counter("things_total", "Things.", "kind")
+    things.add("a", by=10)
+    living = Siblings(tmp_path, theirs, supervisor=supervisor, pid=1)
+    reader = Siblings(tmp_path, counted([]), supervisor=supervisor, pid=7)
+    living.join()
+    living.publish()
+    living.listen()
+    taken, asked, is_over = threading.Event(), threading.Event(), threading.Event()
+    snapshot = theirs.snapshot
+
+    def kept_from_writing() -> list[Family]:
+        figures = snapshot()
+        taken.set()
+        asked.wait(10)
+        time.sleep(0.05)  # the question is on its way by then
+        return figures
+
+    def work() -> None:
+        living.publish()
+        monkeypatch.setattr(theirs, "snapshot", snapshot)
+        time.sleep(0.2)  # it comes to the question a moment later
+        while not is_over.is_set():
+            if living.wait(0.05):
+                living.publish()
+
+    monkeypatch.setattr(theirs, "snapshot", kept_from_writing)
+    worker = threading.Thread(target=work)
+    worker.start()
+    taken.wait(10)
+    things.add("a", by=5)
+    threading.Timer(0.1, asked.set).start()
+
+    seen = sum_of(merged(list(reader.snapshots())))
+    is_over.set()
+    worker.join()
+    living.close()
+
+    assert seen == 15
 
 
 def test_containers_that_share_a_disk_leave_each_other_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
