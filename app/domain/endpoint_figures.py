@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from msgspec import Struct
 
@@ -15,6 +16,10 @@ class LastFault(Struct, frozen=True, omit_defaults=True):
     fault: str
     reason: str
     upstream_status: int | None = None
+
+    @property
+    def at(self) -> datetime:
+        return datetime.fromtimestamp(self.at_ms / 1000, UTC)
 
 
 class Figures(Struct, frozen=True, omit_defaults=True):

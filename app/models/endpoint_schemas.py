@@ -55,27 +55,28 @@ class LiveView(BaseModel):
 
     @classmethod
     def of(cls, standing: Standing) -> LiveView:
-        fault, check = standing.last_fault, standing.last_check
+        figures, check = standing.figures, standing.last_check
+        fault = figures.last_fault
         return cls(
             processes=standing.processes,
-            open_in=standing.open_in,
-            in_flight=standing.in_flight,
-            first_token_ms=standing.first_token_ms,
-            calls=standing.calls,
-            faults=standing.faults,
-            fault_percent=round(100 * standing.faults / standing.calls) if standing.calls else 0,
-            faults_in_row=standing.faults_in_row,
+            open_in=figures.open_in,
+            in_flight=figures.in_flight,
+            first_token_ms=figures.first_token_ms,
+            calls=figures.calls,
+            faults=figures.faults,
+            fault_percent=round(100 * figures.faults / figures.calls) if figures.calls else 0,
+            faults_in_row=figures.faults_in_row,
             opened_by=standing.opened_by,
             opens_in_seconds=round(standing.opens_in_s, 3),
-            limited_by=standing.limited_by,
+            limited_by=figures.limited_by,
             last_fault=None
-            if fault is None or standing.last_fault_at is None
+            if fault is None
             else LastFaultView(
-                at=standing.last_fault_at,
+                at=fault.at,
                 fault=fault.fault,
                 reason=fault.reason,
                 upstream_status=fault.upstream_status,
-                message=fault.message,
+                message=standing.last_words,
             ),
             last_check=None
             if check is None or standing.last_check_at is None

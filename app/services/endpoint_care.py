@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from app.clock import Clock
@@ -25,25 +25,17 @@ from app.storage.management_ports import EndpointRow, Page
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How one endpoint stands: by what `processes` of them know, but for its state and why, which are this one's."""
+    """How one endpoint stands: its figures by what `processes` of them know, all else by what this one knows."""
 
     state: BreakerState
     processes: int = 1
-    open_in: int = 0
-    """In how many of them its breaker is not closed."""
-    in_flight: int = 0
-    first_token_ms: int | None = None
-    calls: int = 0
-    """Within the breaker's window."""
-    faults: int = 0
-    faults_in_row: int = 0
+    figures: Figures = Figures()
     opened_by: str | None = None
     opens_in_s: float = 0.0
-    last_fault: Mishap | None = None
-    last_fault_at: datetime | None = None
+    last_words: str | None = None
+    """The upstream's, at the last fault; None where another process heard them."""
     last_check: Checked | None = None
     last_check_at: datetime | None = None
-    limited_by: str | None = None
 
 
 UNKNOWN = Standing(BreakerState.CLOSED)
@@ -82,7 +74,7 @@ class EndpointCare:
         """Tell the other processes what this one knows of endpoints. Raises: DependencyUnavailable."""
         figures: dict[str, Figures] = {}
         for live in [live for live in self._balancer.all_live() if not live.is_untouched]:
-            figures[live.id] = self._figures_of(self.standing(live.id))
+            figures[live.id] = self.standing(live.id).figures
             if len(figures) % PACE == 0:
                 await asyncio.sleep(0)
         await self._figures.tell(figures)
@@ -94,7 +86,7 @@ class EndpointCare:
         except DependencyUnavailable:
             others = []
         return {
-            endpoint_id: self._over_all(
+            endpoint_id: _over_all(
                 self.standing(endpoint_id),
                 [told[endpoint_id] for told in others if endpoint_id in told],
                 1 + len(others),
@@ -102,63 +94,30 @@ class EndpointCare:
             for endpoint_id in endpoint_ids
         }
 
-    def _over_all(self, own: Standing, others: Sequence[Figures], processes: int) -> Standing:
-        figures = together([self._figures_of(own), *others])
-        last, last_fault, last_fault_at = figures.last_fault, own.last_fault, own.last_fault_at
-        if last is not None and (last_fault_at is None or last.at_ms > _ms(last_fault_at)):
-            last_fault = Mishap(0.0, last.fault, last.reason, last.upstream_status, None)
-            last_fault_at = datetime.fromtimestamp(last.at_ms / 1000, UTC)
-        return replace(
-            own,
-            processes=processes,
-            open_in=figures.open_in,
-            in_flight=figures.in_flight,
-            first_token_ms=figures.first_token_ms,
-            calls=figures.calls,
-            faults=figures.faults,
-            faults_in_row=figures.faults_in_row,
-            limited_by=figures.limited_by,
-            last_fault=last_fault,
-            last_fault_at=last_fault_at,
-        )
-
-    def _figures_of(self, own: Standing) -> Figures:
-        mishap, at = own.last_fault, own.last_fault_at
-        return Figures(
-            in_flight=own.in_flight,
-            calls=own.calls,
-            faults=own.faults,
-            faults_in_row=own.faults_in_row,
-            first_token_ms=own.first_token_ms,
-            open_in=own.open_in,
-            limited_by=own.limited_by,
-            last_fault=None
-            if mishap is None or at is None
-            else LastFault(_ms(at), str(mishap.fault), mishap.reason, mishap.upstream_status),
-        )
-
     def standing(self, endpoint_id: str) -> Standing:
         """How it stands as far as this process knows."""
         live = self._balancer.find(endpoint_id)
         if live is None:
             return UNKNOWN
-        now_s, breaker = self._clock.monotonic(), live.breaker
+        now_s, breaker, mishap = self._clock.monotonic(), live.breaker, live.mishap
         calls, faults = breaker.counted(now_s)
         return Standing(
             state=breaker.state(now_s),
-            open_in=0 if breaker.is_closed else 1,
-            in_flight=live.in_flight,
-            first_token_ms=round(live.latency.last_s * 1000) or None,
-            calls=calls,
-            faults=faults,
-            faults_in_row=breaker.faults_in_row,
+            figures=Figures(
+                in_flight=live.in_flight,
+                calls=calls,
+                faults=faults,
+                faults_in_row=breaker.faults_in_row,
+                first_token_ms=round(live.latency.last_s * 1000) or None,
+                open_in=0 if breaker.is_closed else 1,
+                limited_by=live.limited_by if now_s < live.limited_until_s else None,
+                last_fault=None if mishap is None else self._last_fault(mishap, now_s),
+            ),
             opened_by=None if breaker.is_closed else breaker.fault,
             opens_in_s=breaker.opens_in_s(now_s),
-            last_fault=live.mishap,
-            last_fault_at=None if live.mishap is None else self._moment(live.mishap.at_s, now_s),
+            last_words=None if mishap is None else mishap.message,
             last_check=live.check,
             last_check_at=None if live.check is None else self._moment(live.check.at_s, now_s),
-            limited_by=live.limited_by if now_s < live.limited_until_s else None,
         )
 
     async def events(self, endpoint_id: str, *, limit: int, cursor: str | None) -> Page[EndpointEvent]:
@@ -219,9 +178,15 @@ class EndpointCare:
             case _:
                 return  # of a newer version
 
+    def _last_fault(self, mishap: Mishap, now_s: float) -> LastFault:
+        at_ms = round(self._moment(mishap.at_s, now_s).timestamp() * 1000)
+        return LastFault(at_ms, str(mishap.fault), mishap.reason, mishap.upstream_status)
+
     def _moment(self, at_s: float, now_s: float) -> datetime:
         return self._clock.now() - timedelta(seconds=now_s - at_s)
 
 
-def _ms(moment: datetime) -> int:
-    return round(moment.timestamp() * 1000)
+def _over_all(own: Standing, others: Sequence[Figures], processes: int) -> Standing:
+    figures = together([own.figures, *others])
+    words = own.last_words if figures.last_fault == own.figures.last_fault else None
+    return replace(own, processes=processes, figures=figures, last_words=words)
