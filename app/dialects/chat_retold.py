@@ -22,6 +22,9 @@ from app.domain.call import Call
 
 Told = Callable[[bytes], bytes]
 
+IN_NEXT_MESSAGE = "(in the next message)"
+"""Stands in a tool's result whose pictures only a user's message can carry."""
+
 _OF_REASONING = re.compile(r"(?:.*/)?(?:o\d|gpt-[5-9])")
 """OpenAI's reasoning models refuse `max_tokens`; everybody else knows it."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from app.dialects.chat_retold import IN_NEXT_MESSAGE
 from app.dialects.envelope import encode
 from app.exceptions import InvalidRequest
 
@@ -12,8 +13,6 @@ _THOUGHTS: Final = ("thinking", "redacted_thinking")
 _BILLING: Final = "x-anthropic-billing-header:"
 """How a block of Claude Code's system prompt begins that is meant for Anthropic's accounts. It is another one in each request: in front of
 everything else it would keep any other provider from finding the prompt in its cache."""
-_BELOW: Final = "(in the next message)"
-"""Stands in a tool's result whose pictures only a user's message can carry."""
 
 Part = dict[str, object]
 MARK: Final = "cache_control"
@@ -53,7 +52,7 @@ def result_of(block: dict[str, Any], param: str) -> tuple[str, list[Part]]:
     else:
         raise InvalidRequest("A tool's result is text or a list of blocks.", param=param)
     if others and not text:
-        text = _BELOW
+        text = IN_NEXT_MESSAGE
     return (_as_error(text) if block.get("is_error") is True else text), others
 
 

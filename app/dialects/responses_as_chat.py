@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from app.dialects.chat_retold import IN_NEXT_MESSAGE
 from app.dialects.envelope import encode
 from app.dialects.responses_tools import arguments_of, chat_name, tools_in
 from app.exceptions import InvalidRequest
@@ -32,8 +33,6 @@ _OUTPUTS = frozenset(
     f"{kind}_output"
     for kind in ("function_call", "custom_tool_call", "local_shell_call", "shell_call", "apply_patch_call")
 )
-_BELOW = "(in the next message)"
-"""Stands in a tool's result whose pictures only a user's message can carry."""
 _ROLES = ("user", "assistant", "system", "developer")
 _value = msgspec.json.Decoder()
 
@@ -161,7 +160,7 @@ def _output(item: Mapping[str, Any], param: str) -> tuple[str, list[dict[str, ob
         parts = [_part(part, f"{param}.output[{number}]") for number, part in enumerate(output)]
         others = [part for part in parts if part["type"] != "text"]
         text = "".join(str(part["text"]) for part in parts if part["type"] == "text")
-        return (_BELOW if others and not text else text), others
+        return (IN_NEXT_MESSAGE if others and not text else text), others
     return encode(output).decode(), []
 
 

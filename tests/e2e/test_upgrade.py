@@ -31,6 +31,7 @@ from tests.kit import raw_http
 from tests.kit.clients import REPO_ROOT
 from tests.kit.load import percentile
 from tests.kit.locks import Waits, watched_locks
+from tests.kit.pace import paced
 from tests.kit.processes import GatewayProcess
 from tests.kit.scenario import Scenario
 
@@ -75,13 +76,7 @@ class Load:
     is_over: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
-        loop = asyncio.get_running_loop()
-        began, number = loop.time(), 0
-        async with asyncio.TaskGroup() as group:
-            while not self.is_over.is_set():
-                group.create_task(self._one(number))
-                number += 1
-                await asyncio.sleep(max(0.0, began + number / RATE_PER_S - loop.time()))
+        await paced(self._one, per_second=RATE_PER_S, until=self.is_over)
 
     async def _one(self, number: int) -> None:
         began_s = time.monotonic()

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 
 from tests.kit import raw_http
+from tests.kit.pace import paced
 from tests.kit.raw_http import request_bytes
 from tests.kit.scenario import Scenario
 
@@ -33,13 +34,7 @@ class MixedLoad:
     is_over: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
-        loop = asyncio.get_running_loop()
-        began, number = loop.time(), 0
-        async with asyncio.TaskGroup() as group:
-            while not self.is_over.is_set():
-                group.create_task(self._one(number))
-                number += 1
-                await asyncio.sleep(max(0.0, began + number / self.per_second - loop.time()))
+        await paced(self._one, per_second=self.per_second, until=self.is_over)
 
     async def _one(self, number: int) -> None:
         is_stream = number % 3 == 0
