@@ -62,10 +62,7 @@ async def test_what_one_replica_sees_fail_all_leave_alone_and_what_one_is_told_t
     )
     await house.endpoint(model, upstream_model=f"{model}-good", weight=1)
     await house.upstream.script(by_model={f"{model}-bad": BROKEN})
-    for gateway in fleet.gateways:
-        async with asyncio.timeout(20):
-            while (await chat_at(gateway, key, model)).status == 404:
-                await asyncio.sleep(0.05)
+    await house.known_to(fleet.gateways)
 
     for _ in range(25):
         assert (await chat_at(fleet[0], key, model)).status == 200
@@ -114,10 +111,7 @@ async def test_an_endpoints_figures_are_those_of_all_replicas(house: House, flee
 async def test_a_quota_of_an_endpoint_is_one_for_all_replicas(house: House, fleet: GatewayFleet) -> None:
     key, model = await house.key(), await house.model(Scenario(delay_ms=300), endpoints=0)
     await house.endpoint(model, max_concurrency=2)
-    for gateway in fleet.gateways:
-        async with asyncio.timeout(20):
-            while (await chat_at(gateway, key, model)).status == 404:
-                await asyncio.sleep(0.05)
+    await house.known_to(fleet.gateways)
     begun = len((await house.upstream.invoice()).of_model(model).lines)
 
     answers = await asyncio.gather(*(chat_at(fleet[number % 2], key, model) for number in range(8)))
@@ -140,10 +134,7 @@ async def test_while_redis_is_away_each_replica_goes_by_what_it_sees(house: Hous
             async with GatewayFleet(2, env) as fleet:
                 key, model = await house.key(), await house.model(BROKEN, endpoints=0)
                 endpoint = await house.endpoint(model, breaker={"open_seconds": 1, "max_open_seconds": 1})
-                for gateway in fleet.gateways:
-                    async with asyncio.timeout(10):
-                        while (await chat_at(gateway, key, model)).status == 404:
-                            await asyncio.sleep(0.05)
+                await house.known_to(fleet.gateways)
                 await asyncio.to_thread(valkey.kill)
                 for _ in range(6):
                     await chat_at(fleet[0], key, model)
