@@ -361,11 +361,11 @@ async def test_a_call_that_fails_says_as_much_of_itself_in_its_headers_as_one_th
 async def test_nothing_of_all_this_reaches_an_upstream_or_the_ledger(house: House) -> None:
     user, model = await house.user(), await house.model()
     key = await house.key(user)
-    before = len((await house.upstream.invoice()).lines)
+    before = len((await house.upstream.invoice()).calls.lines)
     await post(house, b"{", key=key)
     await post(house, chat_body(model=model, max_tokens=-1), key=key)
     await post(house, chat_body(model=unique("absent")), key=key)
 
-    assert len((await house.upstream.invoice()).lines) == before
+    assert len((await house.upstream.invoice()).calls.lines) == before
     page = await house.admin("GET", f"usage/logs?user_oid={user}", expect=200)
     assert [item for item in page["items"] if item["outcome"] != "refused"] == []
