@@ -80,28 +80,6 @@ def event(name: str, data: Mapping[str, object]) -> bytes:
     return b"event: " + name.encode() + b"\ndata: " + encode({"type": name, **data}) + b"\n\n"
 
 
-class ToolCalls:
-    """Which call of a tool a delta belongs to. Its index says so; but some upstreams (Gemini's for one) number every call 0, and then a
-    new name under a new id is a new call. An id alone is not: older vLLMs make up another one for every delta."""
-
-    __slots__ = ("_begun", "_known")
-
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[int, object]] = {}
-        """Index → number and id of the call that is told there."""
-        self._begun = 0
-
-    def number(self, call: Mapping[str, Any]) -> int:
-        index = call.get("index") or 0
-        known = self._known.get(index)
-        own_id = call.get("id")
-        if known is not None and not (own_id and own_id != known[1] and (call.get("function") or {}).get("name")):
-            return known[0]
-        self._begun += 1
-        self._known[index] = (self._begun, own_id)
-        return self._begun
-
-
 def arguments_in(function: Mapping[str, Any]) -> str:
     """What a tool is called with, as text. Some upstreams write the object itself."""
     arguments = function.get("arguments")

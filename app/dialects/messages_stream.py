@@ -15,12 +15,15 @@ from typing import Any
 
 import msgspec
 
-from app.dialects.chat_retold import ToolCalls, arguments_in, event, payloads_of
+from app.dialects.chat_retold import event, payloads_of
 from app.dialects.messages_answer import ending, message_id, thought_block, thoughts_in, usage_told
 from app.dialects.openai_chat_stream import ChatStream
+from app.dialects.tool_turns import ToolDelta, ToolTurns, tool_calls_in
 from app.domain.pricing import Usage
 
 MESSAGE_STOP = event("message_stop", {})
+
+_SAID_BY_THE_MODEL = frozenset({"thinking", "redacted_thinking", "text"})
 
 _chunk = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -28,7 +31,7 @@ _chunk = msgspec.json.Decoder(dict[str, Any]).decode
 class MessagesStream(ChatStream):
     """Judges like a chat stream of one choice that shows its usage; hands on Anthropic's events."""
 
-    __slots__ = ("_block", "_blocks", "_calls", "_final", "_has_started", "_tools")
+    __slots__ = ("_block", "_blocks", "_final", "_has_started", "_tools")
 
     def __init__(self) -> None:
         super().__init__(choices=1, shows_usage=True)
@@ -36,10 +39,8 @@ class MessagesStream(ChatStream):
         self._blocks = 0
         """How many blocks were begun."""
         self._block: str | None = None
-        """What the open block holds: thinking, text, or a tool's index in the chat stream."""
-        self._tools: dict[str, int] = {}
-        """Which block a tool's arguments go to."""
-        self._calls = ToolCalls()
+        """What the open block holds: thinking, text, or the call of a tool with its number."""
+        self._tools = ToolTurns()
         self._final: dict[str, Any] = {}
         """The choice as it ended."""
 
@@ -88,10 +89,9 @@ class MessagesStream(ChatStream):
             if text := _text(delta.get("content")) or _text(delta.get("refusal")):
                 self._open("text", {"type": "text", "text": ""}, events)
                 self._delta({"type": "text_delta", "text": text}, events)
-            for call in delta.get("tool_calls") or ():
-                self._tell_tool(call, events)
-            if isinstance(older := delta.get("function_call"), dict):
-                self._tell_tool({"index": 0, "function": older}, events)
+            for call in tool_calls_in(delta):
+                for said in self._tools.take(call):
+                    self._tell_tool(said, events)
 
     def _tell_thought(self, thought: str, events: list[bytes]) -> None:
         self._open("thinking", {"type": "thinking", "thinking": "", "signature": ""}, events)
@@ -111,25 +111,23 @@ class MessagesStream(ChatStream):
             self._delta({"type": "signature_delta", "signature": thought["signature"]}, events)
             self._close(events)
 
-    def _tell_tool(self, call: dict[str, Any], events: list[bytes]) -> None:
-        function = call.get("function") or {}
-        name = f"tool {self._calls.number(call)}"
-        if name not in self._tools:
-            begun: dict[str, object] = {
-                "type": "tool_use",
-                "id": call.get("id") or f"toolu_{uuid.uuid4().hex[:24]}",
-                "name": function.get("name") or "",
-                "input": {},
-            }
-            self._open(name, begun, events)
-            self._tools[name] = self._blocks - 1
-        if arguments := arguments_in(function):
-            said = {"type": "input_json_delta", "partial_json": arguments}
-            events.append(event("content_block_delta", {"index": self._tools[name], "delta": said}))
+    def _end_tools(self, events: list[bytes]) -> None:
+        for said in self._tools.rest():
+            self._tell_tool(said, events)
+
+    def _tell_tool(self, said: ToolDelta, events: list[bytes]) -> None:
+        name = f"tool {said.number}"
+        if self._block != name:
+            call_id = said.call_id or f"toolu_{uuid.uuid4().hex[:24]}"
+            self._open(name, {"type": "tool_use", "id": call_id, "name": said.name, "input": {}}, events)
+        if said.arguments:
+            self._delta({"type": "input_json_delta", "partial_json": said.arguments}, events)
 
     def _open(self, what: str, block: dict[str, object], events: list[bytes]) -> None:
         if self._block == what:
             return
+        if what in _SAID_BY_THE_MODEL:
+            self._end_tools(events)
         self._close(events)
         events.append(event("content_block_start", {"index": self._blocks, "content_block": block}))
         self._block = what
@@ -149,6 +147,7 @@ class MessagesStream(ChatStream):
             events.append(_started({}))
         if not self._blocks:
             self._open("text", {"type": "text", "text": ""}, events)
+        self._end_tools(events)
         has_tools = (self._block or "").startswith("tool ")
         self._close(events)
         usage = usage_told(self.usage or Usage(0, self.delivered_tokens))

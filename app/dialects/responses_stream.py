@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from app.dialects.chat_retold import ToolCalls, arguments_in, event, payloads_of
+from app.dialects.chat_retold import event, payloads_of
 from app.dialects.openai_chat_stream import ChatStream
 from app.dialects.responses_answer import (
     Echo,
@@ -29,6 +29,7 @@ from app.dialects.responses_answer import (
     text_part,
 )
 from app.dialects.responses_tools import Tools, call_item, custom_input, is_told_in_pieces
+from app.dialects.tool_turns import ToolDelta, ToolTurns, tool_calls_in
 from app.domain.pricing import Usage
 
 _chunk = msgspec.json.Decoder(dict[str, Any]).decode
@@ -39,7 +40,7 @@ class _Item:
     """One output item while it is told."""
 
     kind: str
-    """reasoning, message, refusal, or `tool N`, where N is its index in the chat stream."""
+    """reasoning, message, refusal, or `tool N`: the N-th call of a tool."""
     id: str
     index: int
     call_id: str = ""
@@ -55,13 +56,13 @@ class _Item:
 class ResponsesStream(ChatStream):
     """Judges like a chat stream of one choice that shows its usage; hands on the events of a response."""
 
-    __slots__ = ("_calls", "_echo", "_first", "_id", "_item", "_items", "_number", "_tools")
+    __slots__ = ("_echo", "_first", "_id", "_item", "_items", "_number", "_tools", "_turns")
 
     def __init__(self, echo: Echo, tools: Tools) -> None:
         super().__init__(choices=1, shows_usage=True)
         self._echo = echo
         self._tools = tools
-        self._calls = ToolCalls()
+        self._turns = ToolTurns()
         self._first: dict[str, Any] | None = None
         """The first chunk: what the upstream calls itself."""
         self._id = ""
@@ -117,28 +118,31 @@ class ResponsesStream(ChatStream):
                 item = self._opened("refusal", events)
                 item.said.append(refusal)
                 self._add(events, "response.refusal.delta", item, content_index=0, delta=refusal)
-            for call in delta.get("tool_calls") or ():
-                self._tell_tool(call, events)
-            if isinstance(older := delta.get("function_call"), dict):
-                self._tell_tool({"index": 0, "function": older}, events)
+            for call in tool_calls_in(delta):
+                for told in self._turns.take(call):
+                    self._tell_tool(told, events)
 
-    def _tell_tool(self, call: dict[str, Any], events: list[bytes]) -> None:
-        function = call.get("function") or {}
-        kind = f"tool {self._calls.number(call)}"
-        item = self._opened(kind, events, call_id=call.get("id"), name=function.get("name"))
-        if arguments := arguments_in(function):
-            item.said.append(arguments)
+    def _end_tools(self, events: list[bytes]) -> None:
+        for told in self._turns.rest():
+            self._tell_tool(told, events)
+
+    def _tell_tool(self, told: ToolDelta, events: list[bytes]) -> None:
+        item = self._opened(f"tool {told.number}", events, call_id=told.call_id, name=told.name)
+        if told.arguments:
+            item.said.append(told.arguments)
             if is_told_in_pieces(item.name, self._tools):
-                self._add(events, "response.function_call_arguments.delta", item, delta=arguments)
+                self._add(events, "response.function_call_arguments.delta", item, delta=told.arguments)
 
-    def _opened(self, kind: str, events: list[bytes], *, call_id: object = None, name: object = None) -> _Item:
+    def _opened(self, kind: str, events: list[bytes], *, call_id: str = "", name: str = "") -> _Item:
         if self._item is not None and self._item.kind == kind:
             return self._item
-        self._end_item(events)
         prefix = {"reasoning": "rs", "message": "msg", "refusal": "msg"}.get(kind, "fc")
+        if prefix != "fc":
+            self._end_tools(events)
+        self._end_item(events)
         item = _Item(kind, new_id(prefix), len(self._items))
         if prefix == "fc":
-            item.call_id, item.name = _text(call_id) or new_id("call"), _text(name)
+            item.call_id, item.name = call_id or new_id("call"), name
         self._item = item
         self._add(events, "response.output_item.added", item, item=self._shown(item, is_done=False))
         if kind in ("message", "refusal"):
@@ -212,6 +216,7 @@ class ResponsesStream(ChatStream):
     def _end_response(self, events: list[bytes]) -> None:
         if self._first is None:
             self._begin_response({}, events)
+        self._end_tools(events)
         if self._item is None and not self._items:
             self._opened("message", events)
         self._end_item(events)

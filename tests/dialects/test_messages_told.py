@@ -376,6 +376,36 @@ def test_calls_that_all_have_the_number_nought_are_told_apart() -> None:
     assert inputs == [(0, '{"a":'), (0, "1}"), (1, "{}")]
 
 
+def test_calls_whose_pieces_come_mixed_are_blocks_one_after_the_other() -> None:
+    def said(index: int, arguments: str, **begun: object) -> bytes:
+        name = {"name": f"f{index}"} if begun else {}
+        return chat_chunk({"tool_calls": [{"index": index, **begun, "function": {**name, "arguments": arguments}}]})
+
+    events = read_all(
+        MessagesStream(),
+        *(said(0, "", id="t0"), said(1, "", id="t1"), said(0, '{"a":'), said(1, '{"b":'), said(1, "2}"), said(0, "1}")),
+        chat_chunk({}, "tool_calls"),
+    )
+    blocks = [(event["type"], event["index"]) for event in events if "index" in event]
+    assert blocks == [
+        *[
+            ("content_block_start", 0),
+            ("content_block_delta", 0),
+            ("content_block_delta", 0),
+            ("content_block_stop", 0),
+        ],
+        *[
+            ("content_block_start", 1),
+            ("content_block_delta", 1),
+            ("content_block_delta", 1),
+            ("content_block_stop", 1),
+        ],
+    ]
+    inputs = [event["delta"]["partial_json"] for event in events if event["type"] == "content_block_delta"]
+    assert inputs == ['{"a":', "1}", '{"b":', "2}"]
+    assert events[-2]["delta"]["stop_reason"] == "tool_use"
+
+
 def test_events_come_in_the_order_that_the_protocol_names() -> None:
     events = events_in(MessagesStream().feed(chat_chunk({"role": "assistant", "content": ""})))
     assert [event["type"] for event in events] == ["message_start"]

@@ -260,3 +260,21 @@ def test_calls_that_all_have_the_number_nought_are_told_apart() -> None:
     ]
     events = told_stream(*(chat_chunk({"tool_calls": [call]}) for call in calls), chat_chunk({}, "tool_calls"))
     assert [(item["call_id"], item["name"]) for item in events[-1]["response"]["output"]] == [("a", "f"), ("b", "g")]
+
+
+def test_calls_whose_pieces_come_mixed_are_items_one_after_the_other() -> None:
+    def said(index: int, arguments: str, **begun: object) -> bytes:
+        name = {"name": f"f{index}"} if begun else {}
+        return chat_chunk({"tool_calls": [{"index": index, **begun, "function": {**name, "arguments": arguments}}]})
+
+    events = told_stream(
+        *(said(0, "", id="c0"), said(1, '{"b":', id="c1"), said(0, '{"a":'), said(1, "2}")),
+        chat_chunk({}, "tool_calls"),  # the first never ends: a model's slip
+    )
+    items = events[-1]["response"]["output"]
+    assert [(item["call_id"], item["name"], item["arguments"]) for item in items] == [
+        ("c0", "f0", '{"a":'),
+        ("c1", "f1", '{"b":2}'),
+    ]
+    indexes = [event["output_index"] for event in events if "output_index" in event]
+    assert indexes == sorted(indexes)
