@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import statistics
 import time
 
 import pytest
@@ -37,20 +36,18 @@ def text_of(stream: SseStream) -> str:
     return "".join(delta.get("content") or "" for delta in deltas)
 
 
-async def small_calls_ms(house: House, key: str, model: str, *, until: asyncio.Event) -> list[float]:
-    """How long each of the small calls took that were made one after the other until the event."""
-    took_ms: list[float] = []
+async def small_calls(house: House, key: str, model: str, took_ms: list[float], *, until: asyncio.Event) -> None:
+    """Make small calls one after the other until the event, and tell how long each took."""
     async with RawConnection(house.gateway.port) as connection:
         while not until.is_set():
             began = time.monotonic()
             await connection.send(chat_request(key, model))
             assert (await connection.response()).status == 200
             took_ms.append((time.monotonic() - began - stalled_s(began)) * 1000)
-    return took_ms
 
 
 def p99(values: list[float]) -> float:
-    return statistics.quantiles(values, n=100)[98] if len(values) > 1 else values[0]
+    return sorted(values)[int(len(values) * 0.99)]
 
 
 async def test_twenty_streams_at_once_each_get_their_own_text_as_it_comes(house: House) -> None:
@@ -173,16 +170,15 @@ async def test_two_hundred_headers_are_too_many(house: House, path: str) -> None
 async def test_prompts_of_a_megabyte_are_served_and_do_not_stall_small_calls(house: House) -> None:
     key, small, large = await house.key(), await house.model(), await house.model()
     prompt = [{"role": "user", "content": "All work and no play. " * (MIB // 22)}]
-    done = asyncio.Event()
-    neighbour = asyncio.create_task(small_calls_ms(house, key, small, until=done))
+    done, took_ms = asyncio.Event(), list[float]()
+    neighbour = asyncio.create_task(small_calls(house, key, small, took_ms, until=done))
 
-    for _ in range(3):
+    while len(took_ms) < 10:
         answers = await asyncio.gather(*(house.chat(key, large, messages=prompt) for _ in range(3)))
         assert [answer.status for answer in answers] == [200] * 3
     done.set()
 
-    took_ms = await neighbour
-    assert len(took_ms) >= 5
+    await neighbour
     assert p99(took_ms) < 250, f"{sorted(took_ms)[-5:]}"
     sizes = {line.body_bytes for line in (await house.upstream.invoice()).of_model(large).lines}
     assert all(size > MIB - 100 for size in sizes)
