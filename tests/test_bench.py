@@ -90,7 +90,7 @@ def test_a_run_that_cannot_be_is_refused_before_it_starts(options: list[str], pr
     assert problem in answer.output
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 async def test_the_shortest_run_measures_the_gateway_and_leaves_nothing_behind(tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -102,10 +102,17 @@ async def test_the_shortest_run_measures_the_gateway_and_leaves_nothing_behind(t
     said, _ = await process.communicate()
 
     assert process.returncode == 0
-    medians = {figure["title"]: figure["medians"] for figure in json.loads(said)["figures"]}
-    unary = medians["CPU per unary call, 32 connections"]
+    found = json.loads(said)
+    medians = {figure["title"]: figure["medians"] for figure in found["figures"]}
+    (nginx,) = next(
+        each["rounds"] for each in found["measurements"] if (each["target"], each["scenario"]) == ("nginx", "unary")
+    )
+    # A machine that stood still leaves few calls to share out a hundredth of a second among, by which the kernel counts, and what a
+    # gateway uses anyway.
+    floor_us = nginx["cpu_us_per_call"] + 10_000 / nginx["calls"]
+    assert medians["CPU per unary call, 32 connections"]["gateway"] > 0
     # Twice what it was when this was written: a ratio that only a real mistake reaches, whatever else the machine does.
-    assert 1 < unary["gateway"] / unary["nginx"] < 60
+    assert medians["CPU of it beyond what it uses idle"]["gateway"] / floor_us < 60
     assert medians["start to first answered call"]["gateway"] > 0
     assert os.listdir(tmp_path) == []
     assert not [entry for entry in os.listdir("/proc") if entry.isdigit() and _lives_in(entry, tmp_path)]

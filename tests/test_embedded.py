@@ -34,7 +34,7 @@ from app.embedded import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(180)
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="shows what root's start does")
 
 # A gateway that is never told to stop: it prints the two URLs and waits to be killed.

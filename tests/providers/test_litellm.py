@@ -39,6 +39,7 @@ from app.exceptions import (
 )
 from app.providers.litellm import LiteLLMProvider
 from tests.kit.scenario import Scenario, ToolCall
+from tests.kit.stalls import stalled_s
 from tests.kit.upstream import ScriptedUpstream
 
 KEY = "sk-canary-7f3a9c"
@@ -573,7 +574,7 @@ async def test_an_error_event_before_the_first_token_may_be_tried_elsewhere(
 
 async def test_silence_between_tokens_has_a_deadline(provider: LiteLLMProvider, upstream: ScriptedUpstream) -> None:
     upstream.script(Scenario(chunks=6, stall_after_chunks=2))
-    timeouts = Timeouts(connect_s=2, first_token_s=10, between_tokens_s=0.3, total_s=30)
+    timeouts = Timeouts(connect_s=10, first_token_s=10, between_tokens_s=0.3, total_s=30)
 
     told = await attempt(provider, endpoint_at(upstream, timeouts=timeouts), stream=True)
 
@@ -598,10 +599,10 @@ async def test_cancellation_while_waiting_closes_the_socket_within_a_second(
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    line = (await upstream.settled(timeout_s=1)).lines[0]
+    line = (await upstream.settled()).lines[0]
 
     assert line.outcome == "client_hung_up"
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began - stalled_s(began) < 1
 
 
 async def test_cancellation_of_a_stream_closes_the_socket_within_a_second(
@@ -615,10 +616,10 @@ async def test_cancellation_of_a_stream_closes_the_socket_within_a_second(
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    line = (await upstream.settled(timeout_s=1)).lines[0]
+    line = (await upstream.settled()).lines[0]
 
     assert line.outcome == "client_hung_up"
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began - stalled_s(began) < 1
 
 
 async def test_leaving_a_stream_early_closes_the_socket_and_notes_what_was_delivered(
@@ -634,9 +635,11 @@ async def test_leaving_a_stream_early_closes_the_socket_and_notes_what_was_deliv
         assert answer.chunks is not None
         for _ in range(3):
             await anext(answer.chunks)
-    line = (await upstream.settled(timeout_s=1)).lines[0]
+    left = time.monotonic()
+    line = (await upstream.settled()).lines[0]
 
     assert line.outcome == "client_hung_up"
+    assert time.monotonic() - left - stalled_s(left) < 1
     assert meter.usage == Usage(prompt_tokens=10, completion_tokens=4)
     assert meter.quality is Quality.PARTIAL
 

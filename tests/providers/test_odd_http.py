@@ -17,6 +17,7 @@ import uvloop
 from app.domain.egress import LAPTOP
 from app.providers.http1 import MAX_HEAD_BYTES, Connection
 from app.providers.transport import Deadlines, ExchangeFailed, Outgoing, Transport
+from tests.kit.stalls import require_close_to, stalled_s
 
 OK = b"HTTP/1.1 200 OK\r\n"
 HELLO = OK + b"Content-Length: 5\r\n\r\nhello"
@@ -241,22 +242,23 @@ async def test_framing_without_a_byte_of_the_body_is_no_progress(transport: Tran
         began = monotonic()
         fault = await failure(transport, server.url, between_s=0.4)
     assert (fault.reason, fault.is_timeout) == ("between_tokens_timeout", True)
-    assert monotonic() - began < 4
+    assert monotonic() - began - stalled_s(began) < 4
 
 
 async def test_t074_a_head_that_comes_late_leaves_less_time_for_the_first_byte(transport: Transport) -> None:
     """One deadline from the request to the first byte of the body: a head is no answer."""
 
     async def late(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(0.7)
+        await asyncio.sleep(0.9)
         writer.write(STREAMED)
         await asyncio.sleep(30)
 
     async with serving(late) as server:
         began = monotonic()
         fault = await failure(transport, server.url, first_s=1.0)
+        taken_s = monotonic() - began
     assert fault.reason == "first_token_timeout"
-    assert monotonic() - began < 1.5
+    require_close_to(taken_s, 1.0)
 
 
 # ── Kept connections ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -380,7 +382,7 @@ async def test_t106_a_name_server_that_became_slow_holds_nobody_up_who_has_an_ad
         assert await fetched(transport, by_name(server)) == b"hello"
         began = monotonic()
         assert await fetched(transport, by_name(server)) == b"hello"
-    assert monotonic() - began < 2
+    assert monotonic() - began - stalled_s(began) < 2
 
 
 async def test_t040_a_name_that_turns_to_a_forbidden_address_is_not_bridged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,7 +417,7 @@ async def test_a_dead_first_address_does_not_hide_the_second(
         names.put_up(monkeypatch, ttl_s=30.0)
         began = monotonic()
         assert await fetched(transport, by_name(server)) == b"hello"
-    assert monotonic() - began < 3
+    assert monotonic() - began - stalled_s(began) < 3
 
 
 async def test_a_first_address_that_swallows_everything_costs_a_moment(

@@ -41,7 +41,7 @@ from app.providers.failures import MAX_RETRY_AFTER_S, read_retry_after
 from app.providers.relay import MAX_LOGGED_ANSWER_BYTES, OpenAIRelay, RelayedChunks
 from app.providers.transport import Deadlines, Exchange, ExchangeFailed, Transport
 from tests.kit.scenario import RawPiece, Scenario, ToolCall, UsageMode
-from tests.kit.stalls import require_close_to
+from tests.kit.stalls import require_close_to, require_soon
 from tests.kit.upstream import ScriptedUpstream
 
 CHAT = OpenAIChat()
@@ -136,10 +136,8 @@ def seen(failed: AttemptFailed) -> tuple[FailureKind, str, type[GatewayError], i
     return failed.kind, failed.reason, type(failed.error), failed.upstream_status
 
 
-async def until_closed(upstream: ScriptedUpstream, *, within_s: float = 1) -> None:
-    async with asyncio.timeout(within_s):
-        while upstream.invoice().connections_open:
-            await asyncio.sleep(0.005)
+async def until_closed(upstream: ScriptedUpstream) -> None:
+    await require_soon(lambda: not upstream.invoice().connections_open)
 
 
 # ── Answers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -861,9 +859,9 @@ async def test_comments_after_the_last_finish_reason_keep_nobody_waiting(
 async def test_t077_the_total_deadline_ends_an_endless_answer_and_what_came_is_known(
     relay: OpenAIRelay, upstream: ScriptedUpstream
 ) -> None:
-    one, taken_s = await timed(relay, upstream, Scenario(endless=True, gap_ms=50), total_s=0.6)
+    one, taken_s = await timed(relay, upstream, Scenario(endless=True, gap_ms=20), total_s=2.5)
     assert seen(one.failure)[:3] == (FailureKind.ANSWER_BEGUN, "total_timeout", UpstreamTimeout)
-    require_close_to(taken_s, 0.6)
+    require_close_to(taken_s, 2.5)
     assert one.meter.quality is Quality.PARTIAL
     assert one.meter.delivered_tokens >= 5
 

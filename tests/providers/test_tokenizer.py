@@ -95,7 +95,9 @@ def published(name: str) -> tiktoken.Encoding:
 
 @pytest.fixture
 async def tokenizer() -> AsyncIterator[BundledTokenizer]:
-    tokenizer = BundledTokenizer()
+    tokenizer = BundledTokenizer(
+        deadline_s=30.0
+    )  # to start it and to read its vocabulary takes seconds on a busy machine
     yield tokenizer
     await tokenizer.close()
 
@@ -140,11 +142,15 @@ async def test_long_text_is_counted_in_pieces_with_hardly_a_difference(tokenizer
 async def test_a_prompt_of_a_megabyte_takes_no_time_from_the_event_loop(tokenizer: BundledTokenizer) -> None:
     call, model = a_call(TEXTS["prose"] * 625), a_model("gpt-4o")
     assert call.prompt_bytes > 950_000
-    before_s = time.thread_time()
-    counted = await tokenizer.count(call, model)
-    assert counted is not None
-    assert counted > 200_000
-    assert time.thread_time() - before_s < 0.02  # CPU of this thread: how busy the machine is plays no part
+    taken_s = []
+    for _ in range(3):
+        before_s = time.thread_time()
+        counted = await tokenizer.count(call, model)
+        taken_s.append(time.thread_time() - before_s)
+        assert counted is not None
+        assert counted > 200_000
+    # CPU of this thread: how busy the machine is plays no part, nor the garbage of other tests, which is gathered now and then.
+    assert min(taken_s) < 0.02
 
 
 @pytest.mark.parametrize("run", [" ", "\n", "a", "=-", "é", "\u3000"])
@@ -183,10 +189,10 @@ async def test_a_process_that_was_killed_is_replaced(tokenizer: BundledTokenizer
 
 
 async def test_the_process_ends_when_nothing_is_counted() -> None:
-    tokenizer = BundledTokenizer(idle_s=0.05)
+    tokenizer = BundledTokenizer(idle_s=0.05, deadline_s=30.0)
     await tokenizer.count_texts(["hello"], a_model("gpt-4o"))
     process = tokenizer._process
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while tokenizer._process is not None:
             await asyncio.sleep(0.01)
         if process is not None:

@@ -25,6 +25,9 @@ from app.storage.ports import Admitted, Checkpoint, LimitRefused, Settled, Settl
 from app.storage.redis_counters import RedisCounters, RedisUsageSink
 from tests.storage.conform_counters import money, recorded, requests, reservation, settlement, slots
 
+SILENT_AFTER_MS = 500
+"""Of a store that is paused; one that works is heard within that time, also where others have the processor for a while."""
+
 
 class EmptyLedger:
     def __init__(self, recorded: dict[str, bool] | None = None) -> None:
@@ -107,7 +110,7 @@ async def test_a_hard_budget_is_not_promised_by_one_replica_and_a_soft_one_is_no
 async def test_what_was_written_down_is_replayed_booked_and_forgotten_once_the_store_is_there(
     redis_url: str, valkey: ValkeyServer, tmp_path: Path
 ) -> None:
-    client = open_redis(redis_url, timeout_ms=100)
+    client = open_redis(redis_url, timeout_ms=SILENT_AFTER_MS)
     soft = money(1, hard=None)
     counters = fallback(client, tmp_path)
     async with client.pumping():
@@ -120,7 +123,7 @@ async def test_what_was_written_down_is_replayed_booked_and_forgotten_once_the_s
             await counters.append("call of refused", b"refused")
         finally:
             valkey.resume()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while counters.is_away:
                 await counters.watch()
         await counters.watch()
@@ -183,15 +186,15 @@ def test_a_process_that_stood_still_does_not_take_the_store_for_gone(
     """T095: it would enforce its share of each limit alone, beside all the others that hear the store well."""
 
     async def stand_still() -> None:
-        client = open_redis(redis_url, timeout_ms=100)
+        client = open_redis(redis_url, timeout_ms=SILENT_AFTER_MS)
         counters = RedisCounters(client)
         async with client.pumping():
             await counters.epoch()  # connected
-            for _ in range(5):
+            for _ in range(2):
                 asked = asyncio.create_task(counters.epoch())
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
-                time.sleep(0.3)  # noqa: ASYNC251 - the whole process stands still, as after SIGSTOP
+                time.sleep(2 * SILENT_AFTER_MS / 1000)  # noqa: ASYNC251 - the whole process stands still, as after SIGSTOP
                 assert (await asked).token
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
@@ -200,7 +203,7 @@ def test_a_process_that_stood_still_does_not_take_the_store_for_gone(
 
 async def test_a_store_that_is_silent_is_gone_after_the_bound(redis_url: str, valkey: ValkeyServer) -> None:
     """T095."""
-    client = open_redis(redis_url, timeout_ms=100)
+    client = open_redis(redis_url, timeout_ms=SILENT_AFTER_MS)
     counters = RedisCounters(client)
     async with client.pumping():
         await counters.epoch()
@@ -219,7 +222,7 @@ async def test_a_settlement_never_fails_and_what_cannot_be_written_down_is_kept(
 ) -> None:
     blocked = tmp_path / "journal"
     blocked.write_text("a file where the folder should be")
-    client = open_redis(redis_url, timeout_ms=100)
+    client = open_redis(redis_url, timeout_ms=SILENT_AFTER_MS)
     counters = fallback(client, blocked)
     async with client.pumping():
         await counters.admit(reservation("a", requests(5)))
@@ -237,7 +240,7 @@ async def test_a_settlement_never_fails_and_what_cannot_be_written_down_is_kept(
 async def test_a_call_that_began_without_the_store_holds_its_slot_there_once_it_is_back(
     redis_url: str, valkey: ValkeyServer, tmp_path: Path
 ) -> None:
-    client = open_redis(redis_url, timeout_ms=100)
+    client = open_redis(redis_url, timeout_ms=SILENT_AFTER_MS)
     counters = fallback(client, tmp_path)
     soft = money(1, hard=None)
     async with client.pumping():
@@ -247,7 +250,7 @@ async def test_a_call_that_began_without_the_store_holds_its_slot_there_once_it_
             assert isinstance(await counters.admit(reservation("a", slots(1), soft)), Admitted)
         finally:
             valkey.resume()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while counters.is_away or sizes(tmp_path) != [0]:
                 await counters.watch()
 
@@ -342,7 +345,7 @@ async def test_a_call_that_began_while_the_journal_was_replayed_is_not_forgotten
     redis_url: str, valkey: ValkeyServer, tmp_path: Path
 ) -> None:
     """T128: the store falls silent again in the middle of catching up, and the process dies right after that."""
-    client, journal = open_redis(redis_url, timeout_ms=100), InterruptedJournal(tmp_path)
+    client, journal = open_redis(redis_url, timeout_ms=SILENT_AFTER_MS), InterruptedJournal(tmp_path)
     counters = fallback(client, tmp_path, journal=journal)
 
     async def silent_again() -> None:
@@ -374,7 +377,7 @@ async def test_the_journal_stands_until_the_settlement_of_every_call_in_it_is_ta
     redis_url: str, valkey: ValkeyServer, tmp_path: Path, *, is_cancelled: bool
 ) -> None:
     """T128: a call that began without the store ends at the moment of its return; nobody has told the store of it."""
-    client = open_redis(redis_url, timeout_ms=100)
+    client = open_redis(redis_url, timeout_ms=SILENT_AFTER_MS)
     store = HeldCounters(client)
     counters = fallback(client, tmp_path, store=store)
     settling: list[asyncio.Task[None]] = []
@@ -467,7 +470,7 @@ async def test_a_running_call_that_is_refused_more_while_the_store_is_away_keeps
     redis_url: str, valkey: ValkeyServer, tmp_path: Path
 ) -> None:
     """It asks for a fallback's limits, say. What it was admitted with is not given back when the store returns."""
-    client = open_redis(redis_url, timeout_ms=100)
+    client = open_redis(redis_url, timeout_ms=SILENT_AFTER_MS)
     counters = fallback(client, tmp_path)
     async with client.pumping():
         await counters.watch()
@@ -497,7 +500,7 @@ async def test_a_process_that_stood_still_while_the_store_was_away_asks_before_i
     redis_url: str, valkey: ValkeyServer, tmp_path: Path
 ) -> None:
     """The store was back long before; beside the others that count on it this one gave out its share of each limit once more."""
-    client, clock = open_redis(redis_url, timeout_ms=100), JumpingClock()
+    client, clock = open_redis(redis_url, timeout_ms=SILENT_AFTER_MS), JumpingClock()
     counters = fallback(client, tmp_path, clock=clock)
     async with client.pumping():
         await counters.watch()

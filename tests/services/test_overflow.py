@@ -179,9 +179,9 @@ async def test_a_wait_in_line_ends_with_the_patience() -> None:
         return ask
 
     room.claim = Claim(*MODEL, Limit(LimitKind.TOKENS, 100, 1), 1)
-    first = asyncio.create_task(queues.admitted("a", [MODEL], max_wait_s=0.4, ask=asking("first")))
+    first = asyncio.create_task(queues.admitted("a", [MODEL], max_wait_s=2.8, ask=asking("first")))
     await asyncio.sleep(0)
-    second = await queues.admitted("a", [MODEL], max_wait_s=0.2, ask=asking("second"))
+    second = await queues.admitted("a", [MODEL], max_wait_s=0.3, ask=asking("second"))
     assert second is not None
     assert second.retry_after_ms <= 60, "what is left of the wait of the first, and its own"
     assert "second" not in asked

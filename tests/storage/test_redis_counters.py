@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
 
 import pytest
 
@@ -10,6 +11,7 @@ from app.embedded import ValkeyServer
 from app.exceptions import DependencyUnavailable
 from app.redis_client import RedisClient, open_redis
 from app.storage.redis_counters import RedisCounters, RedisUsageSink
+from tests.kit.stalls import stalled_s
 from tests.storage.conform_counters import (
     At,
     CountersConformance,
@@ -67,16 +69,16 @@ async def test_a_server_that_forgot_the_scripts_is_taught_them_again(redis: Redi
 async def test_a_frozen_server_is_noticed_in_time_and_used_again_when_it_thaws(
     valkey: ValkeyServer, redis_url: str
 ) -> None:
-    client = open_redis(redis_url, timeout_ms=200)
+    client = open_redis(redis_url, timeout_ms=500)
     counters = RedisCounters(client)
     async with client.pumping():
         await counters.admit(reservation("warm", requests(10)))
         valkey.pause()
         try:
-            began = asyncio.get_running_loop().time()
+            began = monotonic()
             with pytest.raises(DependencyUnavailable):
                 await counters.admit(reservation("a", requests(10)))
-            assert asyncio.get_running_loop().time() - began < 1.0
+            assert monotonic() - began - stalled_s(began) < 2.0
         finally:
             valkey.resume()
         assert is_admitted(await counters.admit(reservation("b", requests(10))))

