@@ -18,7 +18,7 @@ from app.doorway import STATE as DOORWAY
 from app.doorway import Doorway
 from app.drain import LAST_IN_S
 from app.http_protocol import HttpProtocol
-from app.middleware.early_refusal import IS_REFUSED, EarlyRefusals
+from app.middleware.early_refusal import IS_REFUSED, EarlyRefusals, Refusal
 from app.middleware.early_refusal import STATE as EARLY_REFUSALS
 
 
@@ -33,6 +33,8 @@ class Connection(HttpProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._early: EarlyRefusals | None = app_state.get(EARLY_REFUSALS)
         self._doorway: Doorway | None = app_state.get(DOORWAY)
+        self._refused_s = float("-inf")
+        """When a call was refused early last."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -53,18 +55,41 @@ class Connection(HttpProtocol):
 
     def data_received(self, data: bytes) -> None:
         early = self._early
-        if early is None or not early.is_refusing or not self._awaits_a_request() or not early.is_call(data):
+        if (
+            early is None
+            or not early.is_refusing
+            or not self._awaits_a_request()
+            or (call := early.call_in(data)) is None
+        ):
             super().data_received(data)
         elif not early.refuses():
             self._read(data, is_refused=False)
-        elif (refusal := early.of(data, self.server_state.default_headers)) is None:
+        elif (refusal := early.of(data, call, self.server_state.default_headers)) is None:
             self._read(data, is_refused=True)
         else:
-            self._disarm()
-            self.transport.write(refusal.answer)
-            if refusal.closes:
-                self.transport.close()
-            self.on_response_complete()
+            self._refuse_early(refusal)
+
+    def _refuse_early(self, refusal: Refusal) -> None:
+        self._disarm()
+        self.transport.write(refusal.answer)
+        self.server_state.total_requests += 1
+        if refusal.closes:
+            self.transport.close()
+        elif self.timeout_keep_alive_task is None:
+            self._keep_alive_for(self.timeout_keep_alive)
+        else:
+            # A timer for each refusal costs as much as the rest of it: the one that runs looks for itself.
+            self._refused_s = self.loop.time()
+
+    def timeout_keep_alive_handler(self) -> None:
+        left_s = self._refused_s + self.timeout_keep_alive - self.loop.time()
+        if left_s > 0:
+            self._keep_alive_for(left_s)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _keep_alive_for(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def shutdown(self) -> None:
         """Leave. Of one that was just taken in the request may be here and not read: it has a moment, for nobody will ask again."""

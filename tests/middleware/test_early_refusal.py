@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -192,6 +193,19 @@ async def test_nothing_is_refused_while_the_loop_is_in_time_or_the_process_leave
             await connection.send(call())
             assert (await connection.response()).status == 200
         assert heard == [None]
+
+
+async def test_a_connection_whose_calls_are_refused_is_kept_for_as_long_as_any_other() -> None:
+    async with serving(refusals(), timeout_keep_alive=2) as (port, _), RawConnection(port) as connection:
+        for _ in range(2):
+            asked_s = time.monotonic()
+            await connection.send(call())
+            assert (await connection.response()).status == 503
+        (server_side,) = connections_of(port)
+        server_side.timeout_keep_alive_handler()  # as if the time since the first one had passed
+        with pytest.raises(EOFError):
+            await connection.response()
+        assert time.monotonic() - asked_s > 1.8
 
 
 async def test_a_connection_that_there_is_no_room_for_is_refused_at_the_door() -> None:
