@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from app.bench.load import Result
-from app.bench.plan import SHORT, UNARY
+from app.bench.plan import LATENCY, SHORT, UNARY
 from app.bench.report import as_json
 from app.bench.run import Outcome
-from app.bench.stage import Measured
+from app.bench.stage import Measured, Target
 from app.bench.upstream import CHUNKS, STREAM_END, STREAM_HEAD
 from app.bench.upstream import UNARY as UNARY_ANSWER
 from app.bench.wire import STREAM_CHUNKS, Answer, request
@@ -77,7 +77,18 @@ def test_what_a_gateway_uses_while_nobody_calls_is_told_apart_from_its_calls() -
 
     assert medians["CPU of it beyond what it uses idle"] == {"direct": None, "gateway": 300.0}
     assert medians["CPU while nobody calls"] == {"direct": None, "gateway": 20.0}
-    assert medians["unary calls that a core of its own carries"] == {"direct": None, "gateway": 2000.0}
+    assert medians["unary calls that a core for each worker carries"] == {"direct": None, "gateway": 2000.0}
+
+
+def test_what_two_workers_carry_is_two_cores_work_under_twice_the_connections() -> None:
+    outcome = Outcome(SHORT, targets=["2 workers"])
+    load = Result(calls=100, in_time=100, seconds=1.0)
+    outcome.measured[("2 workers", UNARY.name)].append(Measured(load, cpu_us=500.0, workers=2))
+    medians = {figure["title"]: figure["medians"] for figure in json.loads(as_json(outcome))["figures"]}
+    target = Target("2 workers", "127.0.0.1", 1, "sk-…", "m", workers=2)
+
+    assert medians["unary calls that a core for each worker carries"] == {"2 workers": 4000.0}
+    assert [target.job(scenario, 1.0).connections for scenario in (UNARY, LATENCY)] == [64, 8]
 
 
 @pytest.mark.parametrize(

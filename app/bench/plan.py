@@ -16,6 +16,7 @@ class Scenario:
     is_stream: bool = False
     is_paced: bool = False
     connections: int = 32
+    """For each worker, in a closed loop."""
     rate: float = 0.0
     least_s: float = 0.0
     """Shorter than this it says nothing: a paced stream alone takes 1.3 s."""

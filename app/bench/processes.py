@@ -39,11 +39,12 @@ class Cores:
 
     @classmethod
     def shared_out(cls, workers: int) -> Cores:
-        """One core for each worker as long as one is left for the load."""
+        """One core for each worker as long as one is left for the load. With fewer the workers share theirs: each is as busy as it can be,
+        and what a call costs it is the same on a core of its own."""
         if not hasattr(os, "sched_getaffinity"):
             return cls(frozenset(), frozenset())
         cores = sorted(os.sched_getaffinity(0))
-        mine = cores[: max(1, min(workers, len(cores) - 1))] if workers == 1 or len(cores) > workers else cores
+        mine = cores[: max(1, min(workers, len(cores) - 1))]
         return cls(frozenset(mine), frozenset(cores) - frozenset(mine) or frozenset(cores))
 
     @property

@@ -61,8 +61,8 @@ def _beyond_idle(outcome: Outcome, target: str) -> float | None:
 
 
 def _carried(measured: Measured) -> float | None:
-    """Calls that a core of its own carries: a second of CPU, shared out."""
-    return 1e6 / measured.cpu_us if measured.cpu_us else None
+    """Calls that a core for each worker carries: so many seconds of CPU, shared out."""
+    return measured.workers * 1e6 / measured.cpu_us if measured.cpu_us else None
 
 
 def _idle(outcome: Outcome, target: str) -> float | None:
@@ -89,7 +89,7 @@ ROWS: Final = (
     Row("CPU per unary call, 32 connections", "µs", _of(UNARY, _cpu), has_ratio=True),
     Row("CPU of it beyond what it uses idle", "µs", _beyond_idle, has_ratio=True),
     Row("CPU while nobody calls", "ms/s", _idle),
-    Row("unary calls that a core of its own carries", "/s", _of(UNARY, _carried)),
+    Row("unary calls that a core for each worker carries", "/s", _of(UNARY, _carried)),
     Row("CPU per stream of 64 chunks, back to back", "µs", _of(STREAM, _cpu), has_ratio=True),
     Row("CPU per chunk of it, beyond a unary call", "µs", _per_chunk, has_ratio=True),
     Row("CPU per paced stream (50 ms + 64 × 20 ms)", "µs", _of(PACED, _cpu), has_ratio=True),

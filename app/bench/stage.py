@@ -63,6 +63,7 @@ class Target:
     model: str
     pid: int | None = None
     gateway: Gateway | None = None
+    workers: int = 1
 
     def job(self, scenario: Scenario, seconds: float) -> Job:
         asked = request(
@@ -72,7 +73,7 @@ class Target:
             host=self.host,
             port=self.port,
             request=asked,
-            connections=scenario.connections,
+            connections=scenario.connections * (1 if scenario.rate else self.workers),
             duration_s=max(seconds, scenario.least_s),
             rate=scenario.rate,
             spread_s=scenario.spread_s,
@@ -159,6 +160,7 @@ class Measured:
     """Per call."""
     took_s: float = 0.0
     """From the first call until everything was written."""
+    workers: int = 1
 
 
 @dataclass(slots=True)
@@ -178,7 +180,7 @@ class Stage:
             return Measured(result, None)
         await until_idle(target.pid)
         cpu_us = (cpu_s(target.pid) - before_s) / result.calls * 1e6
-        return Measured(result, cpu_us, time.monotonic() - began_s)
+        return Measured(result, cpu_us, time.monotonic() - began_s, target.workers)
 
     async def idle_cpu(self, target: Target) -> float | None:
         """What a target uses while nobody calls, in seconds of CPU a second: its chores."""
@@ -237,7 +239,8 @@ async def staged(options: Options) -> AsyncIterator[Stage]:
             gateway = await _gateway(name, tree, home / name, workers, cores, keeper, ending)
             await asyncio.to_thread(gateway.register, upstream_port)
             await gateway.timed_start()  # afresh: the first one has made the tables, and holds what it needed for that
-            targets.append(Target(name, "127.0.0.1", gateway.port, gateway.key, MODEL, gateway.program.pid, gateway))
+            root = gateway.program.pid
+            targets.append(Target(name, "127.0.0.1", gateway.port, gateway.key, MODEL, root, gateway, workers))
         if options.against is not None:
             url = urlsplit(options.against.url)
             host, port = url.hostname or "127.0.0.1", url.port or 80
