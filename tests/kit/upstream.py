@@ -55,6 +55,8 @@ LINE_CAP: Final = 200_000
 PIPELINED_BYTES_CAP: Final = 1024 * 1024
 """What may arrive while an answer is under way before we stop reading."""
 WRITE_HIGH_WATER_BYTES: Final = 64 * 1024
+ACKNOWLEDGE_S: Final = 10.0
+"""How long a reset waits for a peer that does not read: longer than the machine stalls."""
 
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)")
 
@@ -284,7 +286,7 @@ class _Connection(asyncio.Protocol):
     async def _until_acknowledged(self) -> None:
         assert self._transport is not None
         fileno = self._transport.get_extra_info("socket").fileno()
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + ACKNOWLEDGE_S
         while time.monotonic() < deadline:
             if self._transport.get_write_buffer_size() == 0 and unacknowledged_bytes(fileno) == 0:
                 return

@@ -25,6 +25,7 @@ from tests.kit.processes import (
 )
 from tests.kit.raw_http import call
 from tests.kit.scenario import Scenario
+from tests.kit.stalls import stalled_s
 from tests.kit.upstream import ScriptedUpstream
 from tests.kit_selftest.chat import chat_body
 
@@ -111,12 +112,11 @@ async def test_pause_is_silence_and_resume_is_life(fake_gateway_env: dict[str, s
 
 
 async def test_a_paused_process_ends_with_its_context(fake_gateway_env: dict[str, str]) -> None:
-    started = time.monotonic()
     async with GatewayProcess(fake_gateway_env) as gateway:
         gateway.pause()
-        pid = gateway.pid
+        pid, left_s = gateway.pid, time.monotonic()
     assert not is_running(pid)
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - left_s < 8 + stalled_s(left_s)
 
 
 async def test_a_fleet_starts_side_by_side(fake_gateway_env: dict[str, str]) -> None:
@@ -163,7 +163,7 @@ async def test_the_whole_tree_is_measured_and_ended_even_out_of_its_session() ->
         pids = [pid for pid, _ in tree]
         assert len(pids) == 2
         assert process.cpu_seconds() >= 0.3
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while process.rss_bytes() < 35_000_000:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.01)

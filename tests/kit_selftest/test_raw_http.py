@@ -56,10 +56,11 @@ async def test_events_are_cut_by_the_standard() -> None:
 async def test_events_carry_their_time_of_arrival() -> None:
     async with ScriptedUpstream() as up:
         up.script(Scenario(raw_stream=(RawPiece(b"data: 1\n\n"), RawPiece(b"data: 2\n\n", pause_ms=40))))
+        began = time.time()
         async with SseStream.opened(up.port, chat_request(stream=True)) as stream:
             first, second = await stream.rest()
-    assert 0.03 <= second.at - first.at < 1
-    assert abs(second.at - time.time()) < 5
+    assert began < first.at < second.at < time.time()
+    assert second.at - began >= 0.03
 
 
 async def test_an_unfinished_event_makes_a_stream_incomplete() -> None:
@@ -96,20 +97,20 @@ async def test_leaving_by_reset_is_seen_as_a_hang_up() -> None:
         async with SseStream.opened(up.port, chat_request(stream=True)) as stream:
             await stream.take(3)
             stream.reset()
-            [line] = (await up.settled(timeout_s=2)).lines
+            [line] = (await up.settled()).lines
     assert line.outcome == "client_hung_up"
 
 
 async def test_a_head_request_has_no_body_to_wait_for() -> None:
     async with ScriptedUpstream() as up:
-        answer = await call(up.port, "HEAD", "/v1/models", timeout_s=1)
-        raw = await exchange(up.port, request_bytes("HEAD", "/v1/models"), timeout_s=0.1)
+        answer = await call(up.port, "HEAD", "/v1/models")
+        raw = await exchange(up.port, request_bytes("HEAD", "/v1/models", headers={"Connection": "close"}))
     assert (answer.status, answer.body) == (200, b"")
     assert raw.endswith(b"\r\n\r\n"), "the upstream does not send one either"
 
 
 async def test_malformed_bytes_reach_the_server() -> None:
     async with ScriptedUpstream() as up:
-        got = await exchange(up.port, b"NOT HTTP\r\n\r\n", timeout_s=1)
+        got = await exchange(up.port, b"NOT HTTP\r\n\r\n")
     assert got.startswith(b"HTTP/1.1 400")
     assert json.loads(got.partition(b"\r\n\r\n")[2])["error"]["message"] == "not an HTTP/1.1 request line"

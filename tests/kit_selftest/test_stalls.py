@@ -12,29 +12,33 @@ import pytest
 from tests.kit import stalls
 
 STOPPED = """
+import sys
 import time
 from tests.kit.stalls import stalled_s, watch_stalls
 watch_stalls()
 time.sleep(0.1)
 began = time.monotonic()
 print("ready", flush=True)
-time.sleep(0.5)
-while time.monotonic() - began < {least_s}:
-    time.sleep(0.01)
+sys.stdin.readline()
 time.sleep(0.05)
 print(stalled_s(began), time.monotonic() - began)
 """
 
 
 def paused_and_lasted_s(*, stopped_s: float) -> tuple[float, float]:
-    script = [sys.executable, "-c", STOPPED.format(least_s=stopped_s)]
-    with subprocess.Popen(script, stdout=subprocess.PIPE, text=True) as process:
+    script = [sys.executable, "-c", STOPPED]
+    with subprocess.Popen(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         if stopped_s:
             os.kill(process.pid, signal.SIGSTOP)
             time.sleep(stopped_s)
             os.kill(process.pid, signal.SIGCONT)
+        else:
+            time.sleep(0.5)
+        process.stdin.write("\n")
+        process.stdin.flush()
         paused_s, lasted_s = process.stdout.readline().split()
     return float(paused_s), float(lasted_s)
 
