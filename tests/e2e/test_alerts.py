@@ -51,10 +51,7 @@ class Street:
     async def model_of_ten_cents(self) -> str:
         price = {"input_usd_per_mtok": "0", "output_usd_per_mtok": "0", "request_usd": "0.10"}
         name = await self.house.model(price=price)
-        for gateway in self.fleet.gateways:
-            async with asyncio.timeout(5):
-                while (await _models(gateway.port, await self.house.key(), name)).status != 200:
-                    await asyncio.sleep(0.05)
+        await self.house.known_to(self.fleet.gateways)
         return name
 
     async def alerts(self) -> list[Json]:
@@ -69,10 +66,6 @@ class Street:
                 if sum(item["delivery"]["state"] == "delivered" for item in items) >= count:
                     return items
                 await asyncio.sleep(0.1)
-
-
-async def _models(port: int, key: str, name: str) -> RawResponse:
-    return await raw_http.call(port, "GET", f"/v1/models/{name}", headers={"Authorization": f"Bearer {key}"})
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from tests.e2e.house import HELLO, House, error_of, unique
 from tests.kit import raw_http
 from tests.kit.raw_http import RawResponse
 from tests.kit.scenario import Scenario
+from tests.kit.stalls import stalled_s
 
 CHAT = "/v1/chat/completions"
 FREE = {"input_usd_per_mtok": "0", "output_usd_per_mtok": "0"}
@@ -64,7 +65,7 @@ async def test_a_body_that_is_not_one_json_object_is_refused_quickly(house: Hous
     assert answer.status == 400
     names_a_field = name in ("huge-number", "long-integer")
     assert error_of(answer)["code"] == ("invalid_request" if names_a_field else "invalid_json")
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 2 + stalled_s(began)
     assert answer.header("x-should-retry") == "false"
 
 
@@ -360,12 +361,12 @@ async def test_a_call_that_fails_says_as_much_of_itself_in_its_headers_as_one_th
 
 async def test_nothing_of_all_this_reaches_an_upstream_or_the_ledger(house: House) -> None:
     user, model = await house.user(), await house.model()
-    key = await house.key(user)
-    before = len((await house.upstream.invoice()).calls.lines)
-    await post(house, b"{", key=key)
+    key, absent = await house.key(user), unique("absent")
+    await post(house, b'{"model":"' + model.encode(), key=key)
     await post(house, chat_body(model=model, max_tokens=-1), key=key)
-    await post(house, chat_body(model=unique("absent")), key=key)
+    await post(house, chat_body(model=absent), key=key)
 
-    assert len((await house.upstream.invoice()).calls.lines) == before
+    seen = await house.upstream.invoice()  # of other tests' calls and checks, too
+    assert [line for line in seen.lines if model.encode() in line.body or absent.encode() in line.body] == []
     page = await house.admin("GET", f"usage/logs?user_oid={user}", expect=200)
     assert [item for item in page["items"] if item["outcome"] != "refused"] == []

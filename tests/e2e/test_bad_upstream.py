@@ -127,13 +127,13 @@ async def test_a_silent_upstream_is_given_up_at_the_first_token_deadline(house: 
     assert (answer.status, error_of(answer)["code"]) == (504, "upstream_timeout")
     record = await house.record(request_id_of(answer))
     assert record["outcome"] == "timeout"
-    assert 450 <= record["duration_ms"] <= 1500 + paused_ms
+    assert 450 <= record["duration_ms"] <= 3000 + paused_ms
 
 
 async def test_a_stream_that_stalls_is_ended_at_the_between_tokens_deadline(house: House) -> None:
     """T075."""
     key, model = await house.key(), await house.model(Scenario(stall_after_chunks=3), endpoints=0)
-    timeouts = {"connect_seconds": 1, "first_token_seconds": 2, "between_tokens_seconds": 0.5, "total_seconds": 10}
+    timeouts = {"connect_seconds": 5, "first_token_seconds": 8, "between_tokens_seconds": 0.5, "total_seconds": 30}
     await house.endpoint(model, timeouts=timeouts)
 
     events = await streamed(house, key, model)

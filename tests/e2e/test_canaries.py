@@ -245,7 +245,7 @@ async def test_no_secret_and_no_prompt_is_left_behind_whatever_goes_wrong(nest: 
     await nest.drained()
 
     nest.gateway.terminate()
-    await nest.gateway.wait()
+    await nest.gateway.wait(timeout_s=30)
 
     assert len(nest.answers) > 50
     await assert_absent(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from itertools import pairwise
+import time
 
 import pytest
 
@@ -12,16 +12,19 @@ from tests.e2e.house import HELLO, House, Json, error_of, request_id_of, unique
 from tests.kit import raw_http
 from tests.kit.raw_http import SseStream, request_bytes
 from tests.kit.scenario import Scenario
+from tests.kit.stalls import stalled_s
+
+BUSY_S = 1.0
+"""What a machine with more work than cores may add."""
+
+
+def stream_request(key: str, model: str, **fields: object) -> bytes:
+    body = {"model": model, "messages": HELLO, "stream": True, **fields}
+    return request_bytes("POST", "/v1/chat/completions", headers={"Authorization": f"Bearer {key}"}, json_body=body)
 
 
 async def streamed(house: House, key: str, model: str, **fields: object) -> list[raw_http.SseEvent]:
-    request = request_bytes(
-        "POST",
-        "/v1/chat/completions",
-        headers={"Authorization": f"Bearer {key}"},
-        json_body={"model": model, "messages": HELLO, "stream": True, **fields},
-    )
-    async with SseStream.opened(house.gateway.port, request) as stream:
+    async with SseStream.opened(house.gateway.port, stream_request(key, model, **fields)) as stream:
         assert stream.status == 200
         return await stream.rest()
 
@@ -57,21 +60,31 @@ async def test_the_path_is_served_with_and_without_its_prefix(house: House, path
     assert answer.status == 200
 
 
-async def test_a_stream_is_passed_on_as_it_comes_and_billed_by_the_hidden_usage(house: House) -> None:
+async def test_a_stream_is_passed_on_as_it_comes(house: House) -> None:
+    """T119: its upstream falls silent after three chunks, and its caller has all three."""
+    key, model = await house.key(), await house.model(Scenario(stall_after_chunks=3))
+
+    async with SseStream.opened(house.gateway.port, stream_request(key, model)) as stream:
+        said = ""
+        while said != "w0 w1 w2 ":
+            (event,) = await stream.take(1)
+            said += json.loads(event.data)["choices"][0]["delta"].get("content") or ""
+        (line,) = (await house.upstream.invoice()).of_model(model).lines
+        assert line.outcome == "in_flight"
+    await house.upstream.settled(model=model)
+
+
+async def test_a_stream_is_billed_by_the_hidden_usage(house: House) -> None:
     """T119."""
     key = await house.key()
-    model = await house.model(Scenario(chunks=6, completion_tokens=6, prompt_tokens=100, gap_ms=60))
+    model = await house.model(Scenario(chunks=6, completion_tokens=6, prompt_tokens=100, gap_ms=5))
 
     events = await streamed(house, key, model)
 
     assert events[-1].is_done_marker
     chunks = [json.loads(event.data) for event in events[:-1]]
     assert all(chunk["choices"] for chunk in chunks), "the usage chunk was not asked for"
-    times = [
-        event.at for event, chunk in zip(events, chunks, strict=False) if chunk["choices"][0]["delta"].get("content")
-    ]
-    assert len(times) == 6
-    assert sum(later - earlier > 0.03 for earlier, later in pairwise(times)) >= 3, "chunks are not held back"
+    assert sum(bool(chunk["choices"][0]["delta"].get("content")) for chunk in chunks) == 6
     (line,) = [line for line in (await house.upstream.invoice()).lines if line.model == model]
     assert json.loads(line.body)["stream_options"] == {"include_usage": True}
     async with asyncio.timeout(20):
@@ -170,8 +183,11 @@ async def test_who_may_use_an_alias_alone_finds_the_model_under_it_and_under_not
 
 async def test_a_failing_endpoint_is_passed_over_and_both_attempts_are_recorded(house: House) -> None:
     """T061: 500, then an answer: one charge, two attempts."""
-    key, model = await house.key(), await house.model(endpoints=2)
-    await house.upstream.script(queue=[Scenario(status=500)])
+    key, model = await house.key(), await house.model(endpoints=0)
+    await house.endpoint(model, upstream_model=f"{model}-bad", priority=9)
+    await house.endpoint(model)
+    await house.upstream.script(by_model={f"{model}-bad": Scenario(status=500)})
+
     answer = await house.chat(key, model)
 
     assert answer.status == 200
@@ -212,27 +228,22 @@ async def test_a_hard_budget_refuses_with_402_once_it_is_spent(house: House) -> 
 async def test_a_client_that_hangs_up_closes_the_upstream_and_pays_for_what_he_got(house: House) -> None:
     """T117: the upstream's connection is closed within a second; the row says who left, and costs something."""
     key = await house.key()
-    model = await house.model(Scenario(chunks=100, completion_tokens=100, gap_ms=30))
-    request = request_bytes(
-        "POST",
-        "/v1/chat/completions",
-        headers={"Authorization": f"Bearer {key}"},
-        json_body={"model": model, "messages": HELLO, "stream": True},
-    )
-    async with SseStream.opened(house.gateway.port, request) as stream:
+    model = await house.model(Scenario(chunks=1000, completion_tokens=1000, gap_ms=30))  # for half a minute
+    async with SseStream.opened(house.gateway.port, stream_request(key, model)) as stream:
         await stream.take(6)
         request_id = stream.head.header("x-request-id")
-        left_at = asyncio.get_running_loop().time()
+        left_at, left_s = time.time(), time.monotonic()
         await stream.hang_up()
-        await house.upstream.settled(timeout_s=2)
-        assert asyncio.get_running_loop().time() - left_at < 1.0
+        (line,) = (await house.upstream.settled(model=model)).lines
+
+    assert line.outcome == "client_hung_up"
+    assert line.hung_up_at is not None
+    assert line.hung_up_at - left_at < 1.0 + BUSY_S + stalled_s(left_s)
 
     record = await house.record(request_id or "")
     assert (record["outcome"], record["usage_quality"]) == ("client_cancelled", "partial")
-    assert 3 <= record["completion_tokens"] < 60
+    assert 3 <= record["completion_tokens"] < 500
     assert record["cost_usd"] > "0.000000000"
-    (line,) = [line for line in (await house.upstream.invoice()).lines if line.model == model]
-    assert line.outcome == "client_hung_up"
 
 
 async def test_a_client_that_hangs_up_before_a_unary_answer_ends_the_upstream_call(house: House) -> None:
@@ -244,12 +255,15 @@ async def test_a_client_that_hangs_up_before_a_unary_answer_ends_the_upstream_ca
         await connection.send(request)
         while not [line for line in (await house.upstream.invoice()).lines if line.model == model]:
             await asyncio.sleep(0.02)
+        left_at, left_s = time.time(), time.monotonic()
         await connection.close()
-    async with asyncio.timeout(1.5):
-        await house.upstream.settled()
+    (line,) = (await house.upstream.settled(model=model)).lines
+    assert line.outcome == "client_hung_up"
+    assert line.hung_up_at is not None
+    assert line.hung_up_at - left_at < 1.5 + BUSY_S + stalled_s(left_s)
 
     page = await house.admin("GET", f"usage/logs?model={model}", expect=200)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not page["items"]:
             await asyncio.sleep(0.05)
             page = await house.admin("GET", f"usage/logs?model={model}", expect=200)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
@@ -13,8 +14,10 @@ import pytest
 from tests.e2e.house import HELLO, House, error_of, unique
 from tests.kit import raw_http
 from tests.kit.raw_http import RawResponse
+from tests.kit.stalls import stalled_s
 
-BROKEN = b'{"model": "gpt-4", "messages": [{"role": "user", "content": "' + b"x" * 100_000
+MODEL = unique("nobodys-model")
+BROKEN = f'{{"model": "{MODEL}", "messages": [{{"role": "user", "content": "'.encode() + b"x" * 100_000
 """A body that nobody who reads it would call JSON."""
 
 
@@ -22,7 +25,7 @@ async def _operations(house: House) -> list[tuple[str, str]]:
     """Every operation of the data plane that the documentation names, with and without its prefix."""
     document = json.loads((await raw_http.call(house.gateway.port, "GET", "/openapi.json")).body)
     found = [
-        (method.upper(), re.sub(r"\{[^}]+\}", "gpt-4", path))
+        (method.upper(), re.sub(r"\{[^}]+\}", MODEL, path))
         for path, item in document["paths"].items()
         if path.startswith(("/v1/", "/openai/"))
         for method in item
@@ -36,8 +39,9 @@ async def _rows_of_the_ledger(house: House) -> int:
     try:
         return int(
             await connection.fetchval(
-                "SELECT (SELECT count(*) FROM usage_records WHERE requested_model = 'gpt-4')"
-                " + (SELECT count(*) FROM refused_calls WHERE requested_model = 'gpt-4')"
+                "SELECT (SELECT count(*) FROM usage_records WHERE requested_model = $1)"
+                " + (SELECT count(*) FROM refused_calls WHERE requested_model = $1)",
+                MODEL,
             )
         )
     finally:
@@ -47,12 +51,12 @@ async def _rows_of_the_ledger(house: House) -> int:
 async def _asked_for_the_model(house: House) -> int:
     """What reached the upstream and names the model; the checks of other tests' endpoints go on meanwhile."""
     seen = await house.upstream.invoice()
-    return len(seen.where(lambda line: b"gpt-4" in line.body or "gpt-4" in line.path).lines)
+    return len(seen.where(lambda line: MODEL.encode() in line.body or MODEL in line.path).lines)
 
 
 async def test_every_route_without_a_credential_refuses_before_it_reads_and_leaves_nothing(house: House) -> None:
     """T001."""
-    operations, before = await _operations(house), await _asked_for_the_model(house)
+    operations = await _operations(house)
     assert len(operations) > 25
 
     for method, path in operations:
@@ -61,7 +65,7 @@ async def test_every_route_without_a_credential_refuses_before_it_reads_and_leav
         answer = await raw_http.call(house.gateway.port, method, path, headers=headers, body=body)
         assert (answer.status, error_of(answer)["code"]) == (401, "invalid_api_key"), (method, path)
 
-    assert await _asked_for_the_model(house) == before
+    assert await _asked_for_the_model(house) == 0
     await asyncio.sleep(0.5)  # what would be written is written a tenth of a second later
     assert await _rows_of_the_ledger(house) == 0
 
@@ -125,7 +129,7 @@ async def test_words_of_sql_in_the_headers_of_an_app_are_words(house: House, wor
     model, maker, app = await house.model(), await house.app(auto_create_users=True), await house.app()
     oid = f"{unique('u')}{words}"[:200]
 
-    began_s = asyncio.get_running_loop().time()
+    began_s = time.monotonic()
     unknown = await house.app_chat(app, oid, model)
     made = await house.app_chat(maker, oid, model)
     wrong = await raw_http.call(
@@ -134,7 +138,7 @@ async def test_words_of_sql_in_the_headers_of_an_app_are_words(house: House, wor
         "/v1/models",
         headers={"X-Gateway-Secret": app.secret, "X-App-Id": words, "X-User-Oid": oid},
     )
-    took_s = asyncio.get_running_loop().time() - began_s
+    took_s = time.monotonic() - began_s - stalled_s(began_s)
 
     assert (unknown.status, error_of(unknown)["code"]) == (403, "user_unknown")
     assert made.status == 200, made.text

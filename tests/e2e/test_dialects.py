@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from tests.e2e.house import HELLO, House, Json, error_of, request_id_of
+from tests.e2e.house import HELLO, PATIENCE_S, House, Json, error_of, request_id_of
 from tests.kit import raw_http
 from tests.kit.raw_http import RawResponse, SseStream, request_bytes
 from tests.kit.scenario import Scenario
@@ -15,7 +15,9 @@ from tests.kit.scenario import Scenario
 
 async def post(house: House, key: str, path: str, body: Json, *, header: str = "Authorization") -> RawResponse:
     credential = f"Bearer {key}" if header == "Authorization" else key
-    return await raw_http.call(house.gateway.port, "POST", path, headers={header: credential}, json_body=body)
+    return await raw_http.call(
+        house.gateway.port, "POST", path, headers={header: credential}, json_body=body, timeout_s=PATIENCE_S
+    )
 
 
 async def sent_body(house: House, model: str) -> Json:

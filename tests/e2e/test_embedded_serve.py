@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from tests.kit import raw_http
 from tests.kit.clients import INHERITED, REPO_ROOT
 from tests.kit.processes import GatewayProcess, NotReady, ProcessId, process_tree
 from tests.kit.raw_http import RawResponse
+from tests.kit.stalls import stalled_s
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -57,7 +59,7 @@ class Laptop:
         """Start it; what it said since, up to the end of its banner."""
         said_before = len(self.gateway.log_text())
         await self.gateway.start()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while "Ctrl-C stops everything." not in self.gateway.log_text()[said_before:]:
                 await asyncio.sleep(0.02)
         return self.gateway.log_text()[said_before:]
@@ -67,7 +69,7 @@ class Laptop:
         tree = process_tree(self.gateway.pid)
         self.gateway.terminate()
         assert await self.gateway.wait(timeout_s=15) == 0, self.gateway.log_text()[-2000:]
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(15):
             while alive(tree):
                 await asyncio.sleep(0.01)
 
@@ -85,12 +87,13 @@ class Laptop:
     async def cost_of(self, key: str, request_id: str) -> str:
         """What the caller's own record says, once it is there: a dead process's offices are inherited within seconds."""
         headers = {"Authorization": f"Bearer {key}"}
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 answer = await raw_http.call(self.gateway.port, "GET", f"/v1/usage/{request_id}", headers=headers)
                 if answer.status == 200:
                     break
                 assert answer.status == 404, answer.text
+                await asyncio.sleep(0.02)
         record = json.loads(answer.body)
         assert record["outcome"] == "ok"
         return str(record["cost_usd"])
@@ -106,7 +109,7 @@ class Laptop:
             stderr=asyncio.subprocess.PIPE,
         )
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 stdout, stderr = await process.communicate()
         finally:
             if process.returncode is None:
@@ -245,12 +248,12 @@ async def test_a_server_that_is_killed_under_the_gateway_is_started_again_and_no
 
 def main_process_of(laptop: Laptop, program: str) -> int:
     """The one of a server's processes whose parent is none of them."""
-    named = [
-        pid for pid, _ in process_tree(laptop.gateway.pid) if Path(f"/proc/{pid}/comm").read_text().strip() == program
-    ]
-    return next(
-        pid for pid in named if int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) not in named
-    )
+    parents: dict[int, int] = {}
+    for pid, _ in process_tree(laptop.gateway.pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # its children come and go
+            if Path(f"/proc/{pid}/comm").read_text().strip() == program:
+                parents[pid] = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return next(pid for pid, parent in parents.items() if parent not in parents)
 
 
 async def test_an_impatient_second_ctrl_c_ends_everything_too(laptop: Laptop) -> None:
@@ -265,7 +268,7 @@ async def test_an_impatient_second_ctrl_c_ends_everything_too(laptop: Laptop) ->
     laptop.gateway.signal(signal.SIGINT)
 
     await laptop.gateway.wait(timeout_s=25)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while alive(tree):
             await asyncio.sleep(0.01)
 
@@ -298,7 +301,7 @@ async def two_workers(laptop: Laptop) -> None:
 
     assert [answer.status for answer in answers] == [200] * 20
     assert "Starting 2 workers" in said
-    async with asyncio.timeout(10):  # the second may be ready after the banner
+    async with asyncio.timeout(30):  # the second may be ready after the banner
         while laptop.gateway.log_text().count('"event":"Application startup complete."') < 2:
             await asyncio.sleep(0.02)
     assert laptop.gateway.log_text().count("Antigravity LLM Gateway is ready.") == 1
@@ -330,9 +333,11 @@ async def test_the_operators_commands_work_beside_a_running_gateway_and_take_eff
     assert "usage_records" in tables.stdout
     revoked = await laptop.run(sys.executable, "-m", "app", "revoke-key", key["id"])
     assert revoked.status == 0
-    async with asyncio.timeout(1):
+    began_s = time.monotonic()
+    async with asyncio.timeout(15):
         while (await laptop.chat(key["key"])).status != 401:
             await asyncio.sleep(0.02)
+    assert time.monotonic() - began_s < 2 + stalled_s(began_s), "within a second, and one for a busy machine"
     refused = await laptop.run(sys.executable, "diagnose_keys.py", "--id", key["id"], cwd=REPO_ROOT)
     assert "would be refused now" in refused.stdout
     assert "The key is revoked. (401 invalid_api_key)" in refused.stdout

@@ -19,11 +19,19 @@ async def two_impatient_endpoints(house: House, **fields: Any) -> str:
     return model
 
 
+async def one_silent_endpoint_and_a_good_one(house: House, **fields: Any) -> str:
+    """The silent one is asked first. The good one may take its time, as a busy machine makes it."""
+    model = await house.model(endpoints=0, **fields)
+    await house.endpoint(model, upstream_model=f"{model}-silent", priority=9, **IMPATIENT)
+    await house.endpoint(model)
+    await house.upstream.script(by_model={f"{model}-silent": SILENT})
+    return model
+
+
 async def test_a_silent_endpoint_is_paid_for_its_prompt_beside_the_one_that_answered(house: House) -> None:
     """T061, T126: two attempts, one charge, and the arithmetic of both."""
     user = await house.user(budgets=[{"period": "total", "hard_limit_usd": "5"}])
-    key, model = await house.key(user), await two_impatient_endpoints(house)
-    await house.upstream.script(queue=[SILENT])
+    key, model = await house.key(user), await one_silent_endpoint_and_a_good_one(house)
 
     answer = await house.chat(key, model, max_tokens=50)
 
@@ -43,7 +51,7 @@ async def test_a_silent_endpoint_is_paid_for_its_prompt_beside_the_one_that_answ
 
 async def test_a_call_that_nobody_answered_costs_what_was_sent(house: House) -> None:
     key, model = await house.key(), await two_impatient_endpoints(house)
-    await house.upstream.script(queue=[SILENT, SILENT])
+    await house.upstream.script(by_model={model: SILENT})
 
     answer = await house.chat(key, model)
 
@@ -57,9 +65,11 @@ async def test_a_call_that_nobody_answered_costs_what_was_sent(house: House) -> 
 
 async def test_an_endpoint_that_refused_or_talked_nonsense_is_not_paid(house: House) -> None:
     """T069."""
-    key, model = await house.key(), await house.model(endpoints=2)
+    key, model = await house.key(), await house.model(endpoints=0)
+    await house.endpoint(model, upstream_model=f"{model}-bad", priority=9)
+    await house.endpoint(model)
     for bad in (Scenario(status=500), Scenario(raw_body="<html>"), Scenario(accept_and_close=True)):
-        await house.upstream.script(queue=[bad])
+        await house.upstream.script(by_model={f"{model}-bad": bad})
         record = await house.record(request_id_of(await house.chat(key, model)))
         assert [each["cost_usd"] for each in record["attempt_details"]] == ["0.000000000"] * len(
             record["attempt_details"]
@@ -69,8 +79,7 @@ async def test_an_endpoint_that_refused_or_talked_nonsense_is_not_paid(house: Ho
 async def test_a_hard_budget_that_cannot_pay_for_a_second_attempt_is_not_overspent(house: House) -> None:
     price = {"input_usd_per_mtok": "0", "output_usd_per_mtok": "0", "request_usd": "0.10"}
     user = await house.user(budgets=[{"period": "total", "hard_limit_usd": "0.15"}])
-    key, model = await house.key(user), await two_impatient_endpoints(house, price=price)
-    await house.upstream.script(queue=[SILENT])
+    key, model = await house.key(user), await one_silent_endpoint_and_a_good_one(house, price=price)
 
     answer = await house.chat(key, model)
 

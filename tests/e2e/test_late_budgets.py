@@ -26,7 +26,7 @@ async def test_a_budget_made_while_a_stream_runs_has_paid_for_it_at_its_end(
     made = await house.admin(
         "POST", "keys", {"user_oid": user, "limits": [], "budgets": before if scope == "key" else []}, expect=201
     )
-    slow = await house.model(Scenario(chunks=40, gap_ms=50), budgets=before if scope == "model" else [])
+    slow = await house.model(Scenario(chunks=40, gap_ms=90), budgets=before if scope == "model" else [])
     path = {"user": f"users/{user}", "key": f"keys/{made['id']}", "model": f"models/{slow}"}[scope]
     headers = {"Authorization": f"Bearer {made['key']}"}
     body = {"model": slow, "messages": HELLO, "stream": True, "max_tokens": 100}

@@ -503,9 +503,13 @@ class UpstreamProcess(ManagedProcess):
                 await asyncio.sleep(POLL_S)
         return await self.invoice()
 
-    async def settled(self, *, timeout_s: float = 10) -> Invoice:
-        """Waits until no request is in flight. Raises `TimeoutError`."""
+    async def settled(self, *, model: str | None = None, timeout_s: float = 10) -> Invoice:
+        """Waits until no request is in flight: of the model, where others' may well be. Raises `TimeoutError`."""
         async with asyncio.timeout(timeout_s):
+            if model is not None:
+                while "in_flight" in (invoice := (await self.invoice()).of_model(model)).outcomes():
+                    await asyncio.sleep(POLL_S)
+                return invoice
             while (await self.counts())["in_flight"]:
                 await asyncio.sleep(POLL_S)
         return await self.invoice()
