@@ -197,6 +197,7 @@ async def test_nothing_is_refused_while_the_loop_is_in_time_or_the_process_leave
 
 async def test_a_connection_whose_calls_are_refused_is_kept_for_as_long_as_any_other() -> None:
     async with serving(refusals(), timeout_keep_alive=2) as (port, _), RawConnection(port) as connection:
+        asked_s = 0.0
         for _ in range(2):
             asked_s = time.monotonic()
             await connection.send(call())
