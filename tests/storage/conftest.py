@@ -26,6 +26,7 @@ for suite in ("conform_usage", "conform_lost", "conform_identity", "conform_cata
     pytest.register_assert_rewrite(f"tests.storage.{suite}")  # before anybody imports them
 
 TEMPLATE = "gateway_template"
+PATIENCE_S = 20.0
 _numbers = count(1)
 
 
@@ -75,7 +76,12 @@ async def database(postgres_url: str, template: str) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def engine(database: str) -> AsyncIterator[AsyncEngine]:
-    opened = open_engine(database)
+    with (
+        pytest.MonkeyPatch.context() as patience
+    ):  # who waits for one of five connections waits as long as the machine stands still
+        patience.setattr("app.database.POOL_WAIT_S", PATIENCE_S)
+        patience.setattr("app.database.CONNECT_TIMEOUT_S", PATIENCE_S)
+        opened = open_engine(database)
     yield opened
     await opened.dispose()
 
