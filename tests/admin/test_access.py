@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from tests.admin.conftest import VENDOR, Site, Visitor, faults_of, visitor
 
@@ -33,15 +33,17 @@ def test_rows_are_walked_and_opened_by_keyboard(site: Site, visit: Visitor) -> N
     first = page.locator('tr[aria-selected="true"] [data-open]')
     wanted = first.get_attribute("href")
     page.keyboard.press("x")
-    assert page.get_by_text("1 selected").is_visible()
+    expect(page.get_by_text("1 selected")).to_be_visible()
+    title = page.locator("h1").inner_text()
     first.focus()
     page.keyboard.press("Enter")
     page.wait_for_url(f"**{wanted}")
+    expect(page.locator("h1")).not_to_have_text(title)  # the address changes first, and then the page with its field
     page.keyboard.press("/")
-    assert page.evaluate("document.activeElement.id") == "find"
+    expect(page.locator("#find")).to_be_focused()
     page.keyboard.press("Escape")
-    page.keyboard.press("g")
-    page.keyboard.press("u")
+    expect(page.locator("#find")).not_to_be_focused()
+    page.keyboard.type("gu")  # in one go: the second key is waited for as long as a person takes
     page.wait_for_url("**/admin/usage")
     assert visit.complaints == []
 
