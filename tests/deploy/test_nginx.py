@@ -7,6 +7,7 @@ import contextlib
 import json
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -231,7 +232,7 @@ async def test_the_largest_body_that_the_gateway_takes_passes_whole(house: House
     )
 
     assert answer.status == 200, answer.text[:500]
-    (line,) = (await house.upstream.settled()).of_model(model).lines
+    (line,) = (await house.upstream.invoice()).of_model(model).lines
     assert line.body_bytes > len(prompt)
 
 
@@ -354,7 +355,7 @@ async def test_http2_is_turned_into_one_request_each(ear: Ear, tmp_path: Path) -
 
 async def test_a_stream_passes_as_it_comes_even_to_whoever_asks_for_gzip(house: House, front: Front) -> None:
     """T152."""
-    key, model = await house.key(), await house.model(Scenario(chunks=6, gap_ms=150))
+    key, model = await house.key(), await house.model(Scenario(chunks=24, gap_ms=150))
     request = request_bytes(
         "POST",
         "/v1/chat/completions",
@@ -369,30 +370,31 @@ async def test_a_stream_passes_as_it_comes_even_to_whoever_asks_for_gzip(house: 
     assert events[-1].is_done_marker
     arrived = [event.at for event in events if '"content"' in event.data]
     gaps = [after - before for before, after in pairwise(arrived)]
-    assert sum(gap > 0.05 for gap in gaps) >= 4, "gathered, not passed on"
+    # Of twenty-three gaps: in a pause of the machine some events come together. What is gathered comes all at once.
+    assert sum(gap > 0.05 for gap in gaps) >= 6, "gathered, not passed on"
 
 
 async def test_what_nginx_adds_to_the_first_token_is_little(house: House, front: Front) -> None:
     """T152: less than 20 ms on a machine of its own; here the median of several, and a bound that a loaded one keeps."""
     key, model = await house.key(), await house.model()
 
-    async def median_s(port: int) -> float:
-        waits = []
-        for _ in range(15):
-            began = asyncio.get_running_loop().time()
-            request = request_bytes(
-                "POST",
-                "/v1/chat/completions",
-                headers={"Authorization": f"Bearer {key}"},
-                json_body={"model": model, "messages": HELLO, "stream": True},
-            )
-            async with SseStream.opened(port, request) as stream:
-                await stream.take(1)
-                waits.append(asyncio.get_running_loop().time() - began)
-                await stream.rest()
-        return sorted(waits)[len(waits) // 2]
+    async def first_token_s(port: int) -> float:
+        began = asyncio.get_running_loop().time()
+        request = request_bytes(
+            "POST",
+            "/v1/chat/completions",
+            headers={"Authorization": f"Bearer {key}"},
+            json_body={"model": model, "messages": HELLO, "stream": True},
+        )
+        async with SseStream.opened(port, request) as stream:
+            await stream.take(1)
+            waited_s = asyncio.get_running_loop().time() - began
+            await stream.rest()
+        return waited_s
 
-    direct, through = await median_s(house.gateway.port), await median_s(front.port)
+    # In turns, so that whoever else has the processor delays both.
+    waits_s = [(await first_token_s(house.gateway.port), await first_token_s(front.port)) for _ in range(15)]
+    direct, through = (median(waits) for waits in zip(*waits_s, strict=True))
 
     assert through - direct < 0.1
 
@@ -443,7 +445,7 @@ async def test_the_log_has_a_line_per_request_and_no_query(house: House, front: 
     """T015: a key that somebody puts into a URL lies in no log of ours."""
     await raw_http.call(front.port, "GET", "/v1/models?api_key=sk-ag-canary-in-a-query")
     await raw_http.call(front.port, "POST", f"/{'x' * 9000}?api_key=sk-ag-canary-in-a-query")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while front.log_text().count('"event":"request"') < 2:
             await asyncio.sleep(0.02)
 

@@ -27,7 +27,7 @@ async def test_no_call_fails_and_no_stream_is_cut_while_replicas_are_replaced(ho
         await asyncio.gather(*(gateway.start() for gateway in gateways))
         async with Front(ports) as front:
             for gateway in gateways:
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(30):
                     while (await raw_http.call(gateway.port, "GET", "/health/ready")).status != 200:
                         await asyncio.sleep(0.05)
             load = MixedLoad(front.port, [key], unary, streamed)
