@@ -51,7 +51,7 @@ class Site:
         """Make every gateway know the key and the model. Returns the answers that prove it."""
         answers = []
         for gateway in self.fleet.gateways:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 while (answer := await self.call(gateway, key, model)).status != 200:
                     await asyncio.sleep(0.02)
             answers.append(answer)

@@ -184,7 +184,6 @@ async def behind_proxies(house: House) -> AsyncIterator[tuple[GatewayProcess, Fa
         env = house.env | {
             "DATABASE_URL": database.url(house.database_url),
             "REDIS_URL": counters.url(house.redis_url),
-            "REDIS_TIMEOUT_MS": "500",
         }
         async with GatewayProcess(env, name="cut-off") as gateway:
             yield gateway, database, counters

@@ -21,6 +21,7 @@ from tests.kit.invoice import InvoiceLine, Price
 from tests.kit.processes import GatewayProcess
 from tests.kit.raw_http import RawResponse, SseStream, request_bytes
 from tests.kit.scenario import Scenario
+from tests.kit.stalls import stalled_s
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -108,6 +109,13 @@ def statuses(answers: Sequence[RawResponse]) -> Counter[int]:
     return Counter(answer.status for answer in answers)
 
 
+def require_paid(answers: Sequence[RawResponse], count: int) -> None:
+    """So many were paid for, the others refused for money: for good, or for now where a stall holds up calls that have some reserved."""
+    assert statuses(answers)[200] == count
+    assert {answer.json()["error"]["type"] for answer in answers if answer.status == 429} <= {"budget_reserved"}  # type: ignore[index]
+    assert set(statuses(answers)) <= {200, 402, 429}
+
+
 def hard(usd: str) -> list[Json]:
     return [{"period": "total", "hard_limit_usd": usd}]
 
@@ -128,10 +136,11 @@ async def test_of_200_parallel_calls_of_ten_cents_a_dollar_pays_for_exactly_ten(
 
     answers = await fleet.at_once(200, key, model)
 
-    assert statuses(answers) == {200: 10, 402: 190}
+    require_paid(answers, 10)
     assert await fleet.booked("key_id", key_id, records=10) == 1_000_000_000
     assert len(await fleet.lines_of(model)) == 10
     assert await fleet.reserved("key", key_id) == 0
+    assert statuses(await fleet.at_once(20, key, model)) == {402: 20}
 
 
 async def test_a_budget_is_used_up_and_never_past_its_end_when_calls_cost_less_than_was_reserved(fleet: Fleet) -> None:
@@ -155,7 +164,7 @@ async def test_a_budget_is_used_up_and_never_past_its_end_when_calls_cost_less_t
     else:
         pytest.fail("the budget was never used up")
 
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(10):
         while await fleet.reserved("key", key_id):
             await asyncio.sleep(0.02)
 
@@ -169,7 +178,7 @@ async def test_the_first_calls_of_a_user_never_seen_hold_its_budget_too(fleet: F
 
     answers = await fleet.at_once(8, key, model)
 
-    assert statuses(answers) == {200: 5, 402: 3}, round_
+    require_paid(answers, 5)
     assert await fleet.booked("user_oid", user, records=5) == 500_000_000
 
 
@@ -178,6 +187,7 @@ class Paid:
     """What a hundred patient callers got."""
 
     within_s: list[float] = field(default_factory=list)
+    """Without the time in which the machine stood still."""
     statuses: Counter[int] = field(default_factory=Counter)
 
 
@@ -185,12 +195,15 @@ async def callers_that_obey(fleet: Fleet, key: str, model: str, *, callers: int,
     """Each calls until it is answered, or told that the money is gone, or the time is over; it waits as Retry-After says."""
     paid, began = Paid(), time.monotonic()
 
+    def since_s() -> float:
+        return time.monotonic() - began - stalled_s(began)
+
     async def caller() -> None:
-        while (left_s := for_s - (time.monotonic() - began)) > 0:
+        while (left_s := for_s - since_s()) > 0:
             answer = await fleet.chat(key, model)
             paid.statuses[answer.status] += 1
             if answer.status == 200:
-                paid.within_s.append(time.monotonic() - began)
+                paid.within_s.append(since_s())
             if answer.status != 429:
                 return
             wait_s = int(answer.header("retry-after-ms") or "0") / 1000
@@ -242,46 +255,52 @@ async def test_a_token_limit_for_twenty_calls_is_shared_by_a_hundred_callers_and
 
 
 async def test_a_request_limit_lets_exactly_its_number_through_in_each_window(fleet: Fleet) -> None:
-    """T112, with a window of five seconds."""
+    """T112, with a window of ten seconds: two hundred calls are admitted or not in much less, also on a machine that stalls."""
     model = await fleet.house.model()
-    key, _ = await fleet.key(limits=[{"kind": "requests", "limit": 50, "window_seconds": 5}])
+    key, _ = await fleet.key(limits=[{"kind": "requests", "limit": 50, "window_seconds": 10}])
 
     first = await fleet.at_once(200, key, model)
     refused = [answer for answer in first if answer.status == 429]
     # When the last of the first window has left it, all of the limit is free again.
-    await asyncio.sleep(5.2)
+    await asyncio.sleep(10.2)
     second = await fleet.at_once(200, key, model)
 
     assert statuses(first) == statuses(second) == {200: 50, 429: 150}
     waits_s = [int(answer.header("retry-after-ms") or "0") / 1000 for answer in refused]
-    assert all(0 < wait_s <= 5.2 for wait_s in waits_s)
+    assert all(0 < wait_s <= 10.2 for wait_s in waits_s)
 
 
 async def test_a_request_limit_holds_in_every_rolling_window_under_continuous_traffic(fleet: Fleet) -> None:
     """T112: callers that come back as they are told never get more, nor much less, than the limit."""
     model = await fleet.house.model()
     key, _ = await fleet.key(limits=[{"kind": "requests", "limit": 20, "window_seconds": 2}])
-    ends = time.monotonic() + 8
+    began = time.monotonic()
+    admitted: list[tuple[float, float]] = []
+    """From when to when each call lasted that was let through: it was admitted at some moment of that time."""
 
     async def caller() -> None:
-        while time.monotonic() < ends:
+        while time.monotonic() - began - stalled_s(began) < 8:
+            asked_at = time.monotonic()
             answer = await fleet.chat(key, model)
+            if answer.status == 200:
+                admitted.append((asked_at, time.monotonic()))
             wait_s = int(answer.header("retry-after-ms") or "0") / 1000
             assert answer.status == 200 or wait_s > 0
             await asyncio.sleep(wait_s)
 
     await asyncio.gather(*(caller() for _ in range(12)))
 
-    arrived = sorted(line.arrived_at for line in await fleet.lines_of(model))
-    # An upstream sees a call some milliseconds after its admission, so its windows are taken a little shorter.
-    fullest = max(sum(start <= at <= start + 1.9 for at in arrived) for start in arrived)
+    # What lies whole within a window was admitted in it. The counter's clock has milliseconds.
+    fullest = max(sum(start <= at and until < start + 1.99 for at, until in admitted) for start, _ in admitted)
     assert fullest <= 20
-    assert len(arrived) >= 4 * 20 * 0.9, "recovers on time"
+    assert len(admitted) == len(await fleet.lines_of(model))
+    assert len(admitted) >= 4 * 20 * 0.8, "recovers on time"
 
 
 async def test_a_token_limit_counts_what_was_used_once_it_is_known(fleet: Fleet) -> None:
     """T113: ten calls of ten thousand tokens at fifty thousand a minute; each then uses a hundred."""
-    model = await fleet.house.model(Scenario(delay_ms=700, prompt_tokens=10, completion_tokens=90))
+    # An answer takes longer than the calls need to come in, also on a machine that stalls: none is settled before all have asked.
+    model = await fleet.house.model(Scenario(delay_ms=3_000, prompt_tokens=10, completion_tokens=90))
     key, _ = await fleet.key(limits=[{"kind": "tokens", "limit": 50_000, "window_seconds": 60}])
 
     first = await fleet.at_once(10, key, model, max_tokens=9_950)
@@ -309,7 +328,7 @@ async def test_refused_calls_take_nothing_from_any_limit_or_budget(fleet: Fleet)
     paid = await fleet.at_once(3, key, model)
     without_money = await fleet.at_once(6, key, model)
     await fleet.house.admin("PATCH", f"keys/{key_id}", {"budgets": hard("9")}, expect=200)
-    await asyncio.sleep(1.0)
+    await fleet.house.known_to(fleet.gateways)
     last = await fleet.chat(key, model)
     beyond = await fleet.at_once(6, key, model)
 
@@ -355,7 +374,7 @@ async def test_every_slot_comes_back_however_calls_end(fleet: Fleet) -> None:
     for start in range(0, 140, 20):
         await asyncio.gather(*(ends_somehow(fleet, key, models, start + number) for number in range(20)))
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while await fleet.counters.zcard(f"{{ag}}:l:key:{key_id}:concurrency:0"):
             await asyncio.sleep(0.02)
     slow = await fleet.house.model(Scenario(delay_ms=3_000))
@@ -365,7 +384,7 @@ async def test_every_slot_comes_back_however_calls_end(fleet: Fleet) -> None:
 
 async def test_the_explanation_of_a_refusal_for_money_says_what_to_do(fleet: Fleet) -> None:
     """Spent money is final (402, no retry); money that runs is not (429 with a true Retry-After)."""
-    model = await fleet.house.model(Scenario(delay_ms=4_000), price=TEN_CENTS_A_CALL)
+    model = await fleet.house.model(Scenario(delay_ms=6_000), price=TEN_CENTS_A_CALL)
     key, _ = await fleet.key(budgets=hard("0.20"))
 
     answers = await fleet.at_once(3, key, model)

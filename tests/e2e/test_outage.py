@@ -22,7 +22,8 @@ from tests.kit.stalls import stalled_s
 
 pytestmark = pytest.mark.timeout(90)
 
-REDIS_TIMEOUT_MS = 400
+REDIS_TIMEOUT_MS = 1_500
+"""Long beside the pauses of a machine that stalls: a Redis that is there is not to seem away."""
 REDIS_BOUND_S = 4 * REDIS_TIMEOUT_MS / 1000
 """One round trip may be under way on each connection, then ours, then the refusal's own record."""
 DATABASE_BOUND_S = 3.0
@@ -95,9 +96,10 @@ async def counters(house: House) -> AsyncIterator[redis.asyncio.Redis]:
 async def health_until(house: House, **wanted: str) -> Json:
     """The health report, once it says what is wanted."""
     health: Json = {}
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         while not health.items() >= wanted.items():
             health = json.loads((await raw_http.call(house.gateway.port, "GET", "/health")).body)
+            await asyncio.sleep(0.02)
     return health
 
 
@@ -147,7 +149,7 @@ async def test_while_postgresql_is_away_known_keys_work_and_records_wait(
     else:
         stores.postgres.start()
     for answer, _ in answers:
-        record = await house.record(request_id_of(answer), within_s=15)
+        record = await house.record(request_id_of(answer), within_s=30)
         assert (record["outcome"], record["cost_usd"] > "0.000000000") == ("ok", True)
     assert (await house.chat(unknown, model)).status == 200
     assert (await health_until(house, database="ok"))["status"] == "ok"
@@ -156,8 +158,9 @@ async def test_while_postgresql_is_away_known_keys_work_and_records_wait(
 async def test_each_record_reaches_the_ledger_once_and_the_sums_agree(house: House, stores: Stores) -> None:
     """T099: the outage comes while calls are under way, so batches are written, lost in between and written again."""
     key, model = await house.key(), await house.model()
-    assert (await house.chat(key, model)).status == 200
-    ids: list[str] = []
+    first = await house.chat(key, model)
+    assert first.status == 200
+    ids = [request_id_of(first)]
 
     async def call_on() -> None:
         for _ in range(40):
@@ -173,8 +176,8 @@ async def test_each_record_reaches_the_ledger_once_and_the_sums_agree(house: Hou
         await asyncio.gather(*callers)
         await asyncio.to_thread(stores.postgres.start)
 
-    costs = [(await house.record(request_id, within_s=15))["cost_usd"] for request_id in ids]
-    assert len(set(ids)) == 80
+    costs = [(await house.record(request_id, within_s=30))["cost_usd"] for request_id in ids]
+    assert len(set(ids)) == 81
     assert len(set(costs)) == 1
     summary = await house.admin("GET", "usage/summary?group_by=model", expect=200)
     (row,) = [item for item in summary["items"] if item["model"] == model]
@@ -220,13 +223,14 @@ async def test_a_process_started_while_postgresql_is_away_is_alive_and_heals_by_
 
         starting = asyncio.create_task(asyncio.to_thread(stores.postgres.start))
         seen: list[int] = []
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while not seen or seen[-1] != 200:
                 seen.append((await early.chat(key, model)).status)
+                await asyncio.sleep(0.02)
         await starting
 
         assert set(seen) <= {200, 503}
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while await status_of(early, "/health/ready") != 200:
                 await asyncio.sleep(0.02)
 
@@ -261,12 +265,12 @@ async def test_while_redis_is_away_calls_are_refused_in_time_and_served_again_on
         stores.valkey.start()
     else:
         stores.valkey.resume()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while (await house.chat(key, model)).status != 200:
             await asyncio.sleep(0.02)
     assert (await health_until(house, redis="ok"))["status"] == "ok"
     for refused, _ in refusals:
-        record = await house.record(request_id_of(refused), within_s=15)
+        record = await house.record(request_id_of(refused), within_s=30)
         assert (record["outcome"], record["http_status"]) == ("refused", 503)
 
 
@@ -284,6 +288,6 @@ async def test_a_call_that_ends_while_redis_is_away_is_settled_once_it_is_back(h
     stores.valkey.start()
 
     assert answer.status == 200
-    record = await house.record(request_id_of(answer), within_s=15)
+    record = await house.record(request_id_of(answer), within_s=30)
     assert (record["outcome"], record["usage_quality"]) == ("ok", "exact")
     assert (await house.chat(key, model)).status == 200, "its slot is free"

@@ -8,10 +8,12 @@ import time
 
 import pytest
 
-from tests.e2e.house import HELLO, House, error_of, request_id_of
+from tests.e2e.house import ADMIN_TOKEN, HELLO, House, Json, error_of, request_id_of
+from tests.kit import raw_http
 from tests.kit.load import Load, Outcome, busiest, percentile
 from tests.kit.raw_http import SseStream, request_bytes
 from tests.kit.scenario import Scenario
+from tests.kit.stalls import stalled_s
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -55,10 +57,10 @@ async def test_a_failing_one_of_two_is_noticed_left_alone_and_taken_back(house: 
     await house.upstream.script(by_model={bad: BROKEN})
     await load.until(OUTAGE_S + 1)
     await house.upstream.script(by_model={bad: Scenario()})
-    mended_at = time.time()
-    async with asyncio.timeout(15):
-        while (await house.upstream.invoice()).of_model(bad).lines[-1].status != 200:
-            await asyncio.sleep(0.1)
+    mended_at, mended_s = time.time(), time.monotonic()
+    while (await house.upstream.invoice()).of_model(bad).lines[-1].status != 200:
+        assert time.monotonic() - mended_s - stalled_s(mended_s) < 15
+        await asyncio.sleep(0.1)
     await load.until(1)
     outcomes = await load.stop()
 
@@ -83,12 +85,13 @@ async def test_when_all_fail_little_is_sent_and_all_is_well_soon_after(house: Ho
     broken_at = time.time()
     await load.until(OUTAGE_S)
     await house.upstream.script(by_model={one: Scenario()})
-    mended_at = time.time()
-    async with asyncio.timeout(15):
+    mended_at, mended_s = time.time(), time.monotonic()
+    async with asyncio.timeout(30):
         while not (load.outcomes and load.outcomes[-1].status == 200):
             await asyncio.sleep(0.05)
     await load.until(2)
     outcomes = await load.stop()
+    stood_still_s = stalled_s(mended_s)
 
     sent = await sent_to(house, one, other)
     assert_never_multiplied(outcomes, sent)
@@ -99,9 +102,11 @@ async def test_when_all_fail_little_is_sent_and_all_is_well_soon_after(house: Ho
     assert {outcome.retry_after for outcome in refused} <= {str(seconds) for seconds in range(1, 13)}
     assert busiest(sent, broken_at + 1, mended_at - broken_at - 1) < 0.1 * len(during), "only probes"
     normal_at = max(outcome.at for outcome in outcomes if outcome.status != 200)
-    assert normal_at - mended_at < 15
+    assert normal_at - mended_at < 15 + stood_still_s
     after = [at for at in sent if at > normal_at]
-    assert busiest(after, normal_at, 1.0) <= 1.5 * PER_SECOND + 5, "no herd"
+    # After a pause of the machine the load itself makes up for what it has missed.
+    asked = busiest([outcome.at for outcome in outcomes], normal_at - 0.1, 1.1)
+    assert busiest(after, normal_at, 1.0) <= 1.5 * max(PER_SECOND, asked) + 5, "no herd"
 
 
 async def test_a_hung_endpoint_does_not_slow_another_models_calls(house: House) -> None:
@@ -129,10 +134,11 @@ async def test_a_hung_endpoint_does_not_slow_another_models_calls(house: House) 
     assert {outcome.code for outcome in refused} == {"overloaded"}
     assert all(outcome.retry_after for outcome in refused)
     assert percentile([outcome.took_s for outcome in refused], 50) < 0.1
-    assert percentile(meanwhile, 50) <= 1.5 * percentile(before, 50) + 0.01
+    # Whoever else has the processor adds to either; behind a hung endpoint a call would wait for thirty seconds.
+    assert percentile(meanwhile, 50) <= 1.5 * percentile(before, 50) + 0.05
     print(*(f"p{part}: {percentile(before, part):.4f} s, {percentile(meanwhile, part):.4f} s" for part in (50, 99)))
     # A 99th percentile of two seconds is one call, which a busy machine delays by itself: then it is the slowest tenth, and twice.
-    part, times, more_s = (99, 1.5, 0.0) if HUNG_S >= 10 else (90, 2.0, 0.02)
+    part, times, more_s = (99, 1.5, 0.0) if HUNG_S >= 10 else (90, 2.0, 0.1)
     assert percentile(meanwhile, part) <= times * percentile(before, part) + more_s
 
 
@@ -231,11 +237,13 @@ async def test_a_busy_endpoint_is_left_alone_for_as_long_as_it_asks(house: House
     key = await house.key()
     model = await house.model(Scenario(status=429, retry_after="7"))
 
+    began = time.monotonic()
     first, second = await house.chat(key, model), await house.chat(key, model)
+    taken_s = time.monotonic() - began
 
     for answer in (first, second):
         assert (answer.status, error_of(answer)["code"]) == (503, "no_healthy_endpoint")
-        assert 6 <= int(answer.header("retry-after") or 0) <= 8
+        assert 6 - taken_s <= int(answer.header("retry-after") or 0) <= 8
     assert len(await sent_to(house, model)) == 1
 
 
@@ -287,15 +295,26 @@ async def test_a_stream_goes_on_when_its_endpoint_is_deleted(house: House) -> No
 
 
 async def test_health_counts_endpoints_that_are_left_alone(house: House) -> None:
-    key, model = await house.key(), await house.model(BROKEN)
-    before = (await house.health())["endpoints"]
+    key, model = await house.key(), await house.model(BROKEN, endpoints=0)
+    endpoint = await house.endpoint(model, breaker={"open_seconds": 60, "max_open_seconds": 60})
     for _ in range(5):
         await house.chat(key, model)
 
-    after = (await house.health())["endpoints"]
+    # Those of other tests open and close meanwhile: what is counted is compared with what the same answer names.
+    async with asyncio.timeout(20):
+        while True:
+            headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+            health: Json = (await raw_http.call(house.gateway.port, "GET", "/health", headers=headers)).json()  # type: ignore[assignment]
+            counted = health["endpoints"]
+            states = {each["id"]: each["state"] for each in counted["items"]}
+            closed = sum(state == "closed" for state in states.values())
+            if (counted["healthy"], counted["unhealthy"]) == (closed, len(states) - closed):
+                break
+            await asyncio.sleep(0.05)
 
-    assert after["unhealthy"] == before["unhealthy"] + 1
-    assert after["healthy"] == before["healthy"] - 1
+    assert states[endpoint] == "open"
+    assert counted["unhealthy"] >= 1
+    assert health["status"] == "degraded"
 
 
 async def test_of_many_calls_that_wait_for_an_endpoint_one_goes_through_as_its_probe(house: House) -> None:
@@ -304,7 +323,7 @@ async def test_of_many_calls_that_wait_for_an_endpoint_one_goes_through_as_its_p
     endpoint = await house.endpoint(model, breaker={"open_seconds": 1})
     for _ in range(5):
         await house.chat(key, model)
-    await house.upstream.script(by_model={model: Scenario(delay_ms=3000)})
+    await house.upstream.script(by_model={model: Scenario(delay_ms=6000)})
     async with asyncio.timeout(10):
         while (await house.admin("GET", f"endpoints/{endpoint}", expect=200))["state"] != "half_open":
             await asyncio.sleep(0.02)
@@ -320,6 +339,7 @@ async def test_of_many_calls_that_wait_for_an_endpoint_one_goes_through_as_its_p
     assert {answer.header("retry-after") for answer in others} == {"1"}
     assert len(await sent_to(house, model)) == before + 1
     assert (await probe).status == 200
+    await house.upstream.script(by_model={model: Scenario()})
     assert (await house.chat(key, model)).status == 200
     kinds = [item["kind"] for item in (await house.admin("GET", f"endpoints/{endpoint}/events", expect=200))["items"]]
     assert kinds[0] == "closed"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
 from tests.e2e.house import HELLO, House, Json, error_of, request_id_of
 from tests.kit.raw_http import RawConnection, SseStream, request_bytes
 from tests.kit.scenario import Scenario
+from tests.kit.stalls import stalled_s
 
 
 async def test_a_queueing_key_waits_for_room_instead_of_refusing(house: House) -> None:
@@ -33,11 +35,11 @@ async def test_a_hopeless_wait_is_refused_at_once_with_the_time_it_would_take(ho
     model = await house.model()
     assert (await house.chat(key, model)).status == 200
 
-    began = asyncio.get_running_loop().time()
+    began = time.monotonic()
     answer = await house.chat(key, model)
 
     assert answer.status == 429
-    assert asyncio.get_running_loop().time() - began < 1.0
+    assert time.monotonic() - began - stalled_s(began) < 1.5, "it did not wait for the two seconds that it might"
     assert 55 <= int(answer.header("retry-after") or 0) <= 61
 
 
@@ -74,9 +76,9 @@ async def test_another_keys_calls_do_not_wait_behind_a_queue(house: House) -> No
     async with asyncio.TaskGroup() as group:
         for _ in range(4):
             group.create_task(house.chat(busy, model))
-        began = asyncio.get_running_loop().time()
+        began = time.monotonic()
         assert (await house.chat(free, model)).status == 200
-        assert asyncio.get_running_loop().time() - began < 1.0
+        assert time.monotonic() - began - stalled_s(began) < 1.5
 
 
 async def test_a_falling_back_key_is_served_by_the_model_it_names(house: House) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
@@ -14,6 +15,11 @@ from tests.kit import raw_http
 from tests.kit.processes import GatewayFleet, GatewayProcess
 from tests.kit.raw_http import SseStream, request_bytes
 from tests.kit.scenario import Scenario
+from tests.kit.stalls import stalled_s
+
+WITHIN_S = 1.0
+BUSY_S = 1.0
+"""What a machine with more work than cores may add; `bench.revocation` measures the promise itself."""
 
 
 @pytest.fixture
@@ -48,15 +54,16 @@ async def test_a_change_made_at_one_process_holds_at_the_others_within_a_second(
     model = await house.model()
     user = await house.user()
     made = await house.admin("POST", "keys", {"user_oid": user, "limits": []}, expect=201)
-    async with asyncio.timeout(2):
+    await house.known_to([second])
+    async with asyncio.timeout(20):
         while (await chat(second, made["key"], model)).status != 200:
             await asyncio.sleep(0.02)
 
     await house.admin("POST", f"keys/{made['id']}/revoke", expect=200)
 
-    began = asyncio.get_running_loop().time()
+    began = time.monotonic()
     while (await chat(second, made["key"], model)).status != 401:
-        assert asyncio.get_running_loop().time() - began < 1.0
+        assert time.monotonic() - began - stalled_s(began) < WITHIN_S + BUSY_S
         await asyncio.sleep(0.01)
 
 
@@ -81,9 +88,9 @@ async def test_sigterm_lets_running_streams_finish_and_leaves_every_record_behin
             gateway.terminate()
             events = await stream.rest()
         assert events[-1].is_done_marker
-        assert await gateway.wait(timeout_s=10) in (0, -15)
+        assert await gateway.wait(timeout_s=20) in (0, -15)
 
-    record = await house.record(request_id)
+    record = await house.record(request_id, within_s=30)
     assert (record["outcome"], record["completion_tokens"]) == ("ok", 20)
 
 
@@ -95,9 +102,9 @@ async def test_a_stream_longer_than_the_grace_is_cut_billed_and_recorded(house: 
             await stream.take(5)
             request_id = stream.head.header("x-request-id") or ""
             gateway.terminate()
-            await gateway.wait(timeout_s=10)
+            await gateway.wait(timeout_s=20)
 
-    record = await house.record(request_id)
+    record = await house.record(request_id, within_s=30)
     assert (record["outcome"], record["usage_quality"]) == ("interrupted", "partial")
     assert record["cost_usd"] > "0.000000000"
 
@@ -118,7 +125,7 @@ async def test_a_killed_process_leaves_a_record_of_every_call_that_reached_an_up
         gateway.kill()
 
     for request_id in ids:
-        record = await house.record(request_id, within_s=15)
+        record = await house.record(request_id, within_s=30)
         assert record["outcome"] in ("lost", "interrupted"), "a checkpoint had been written of it, or not yet"
     fast = await house.model()
     answer = await house.chat(key, fast)
@@ -137,7 +144,9 @@ async def test_processes_that_start_at_once_on_an_empty_database_migrate_it_once
     await connection.execute("CREATE DATABASE fresh")
     await connection.close()
     url = house.database_url.replace("/postgres?", "/fresh?")
-    async with GatewayFleet(3, house.env | {"DATABASE_URL": url}) as fleet:
+    # With counters of their own: what the house's calls leave there belongs to the house's ledger.
+    redis_url = house.redis_url.replace("?db=0", "?db=5")
+    async with GatewayFleet(3, house.env | {"DATABASE_URL": url, "REDIS_URL": redis_url}) as fleet:
         for gateway in fleet.gateways:
             health = await raw_http.call(gateway.port, "GET", "/health")
             assert json.loads(health.body)["database"] == "ok"

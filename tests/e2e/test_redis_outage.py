@@ -29,12 +29,15 @@ from tests.e2e.site import (
 from tests.kit.processes import GatewayProcess
 from tests.kit.raw_http import SseStream, request_bytes
 from tests.kit.scenario import Scenario
+from tests.kit.stalls import stalled_s
 
 pytestmark = pytest.mark.timeout(120)
 
 OUTAGE_CALLS = int(os.environ.get("OUTAGE_CALLS", "500"))
 BOUND_S = 0.3
 """No call takes longer than this because of Redis."""
+TIMEOUT_S = 0.1
+"""For which one round trip to Redis is waited for."""
 
 
 @pytest.fixture(scope="module")
@@ -62,29 +65,28 @@ async def test_calls_go_on_without_delay_while_redis_is_away_and_every_record_ar
 ) -> None:
     """T094, T095, T096."""
     key, model = await site.house.key(), await site.house.model()
-    await site.known(key, model)
-    before = [switches(gateway) for gateway in site.fleet.gateways]
-    sent_before = (await site.house.upstream.invoice()).requests_by_model[model]
+    known = await site.known(key, model)
+    before, began = [switches(gateway) for gateway in site.fleet.gateways], time.monotonic()
     await hurt(site, how)
 
     timed = [await site.timed(key, model, number) for number in range(60)]
     health = await health_of(site.fleet[0])
     await mend(site, how)
     after = [switches(gateway) for gateway in site.fleet.gateways]
+    pauses = int(stalled_s(began) / TIMEOUT_S)
 
     answers = [answer for answer, _ in timed]
     assert {answer.status for answer in answers} == {200}
     assert max(took_s for _, took_s in timed) < BOUND_S, "not even the first ones wait"
-    assert sorted(took_s for _, took_s in timed)[len(timed) // 2] < 0.05
+    assert sorted(took_s for _, took_s in timed)[len(timed) // 2] < TIMEOUT_S
     assert (health["status"], health["redis"]) == ("degraded", "down")
     for (away, back), (away_now, back_now) in zip(before, after, strict=True):
-        assert (away_now - away, back_now - back) == (1, 1)
+        # In a pause of the machine a Redis that is there seems away too.
+        assert 1 <= away_now - away == back_now - back <= 1 + pauses
     for answer in answers:
         record = await site.house.record(request_id_of(answer), within_s=20)
         assert record["outcome"] == "ok"
-    summary = await site.house.admin("GET", "usage/summary?group_by=model", expect=200)
-    (row,) = [item for item in summary["items"] if item["model"] == model]
-    assert row["requests"] == sent_before + 60
+    await assert_one_record_each(site, model, [*known, *answers])
 
 
 async def test_each_replica_enforces_its_share_of_a_limit(site: Site) -> None:
@@ -130,9 +132,12 @@ async def test_a_call_that_began_before_the_outage_is_settled_after_it(
     await site.is_back()  # had a machine that stalls made it seem away, the one slot could still be taken
     await site.house.upstream.script(by_model={model: Scenario(delay_ms=700)})
     seen = (await site.house.upstream.invoice()).requests_by_model[model]
-    call = asyncio.create_task(site.call(site.fleet[0], key, model))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
+        call = asyncio.create_task(site.call(site.fleet[0], key, model))
         while (await site.house.upstream.invoice()).requests_by_model[model] == seen:
+            if call.done():  # in a pause of the machine Redis seemed away, and a hard budget is not spent on a guess
+                assert (await call).status == 503
+                call = asyncio.create_task(site.call(site.fleet[0], key, model))
             await asyncio.sleep(0.01)
 
     await hurt(site, "frozen")
@@ -142,7 +147,11 @@ async def test_a_call_that_began_before_the_outage_is_settled_after_it(
     assert answer.status == 200
     record = await site.house.record(request_id_of(answer), within_s=20)
     assert (record["outcome"], record["usage_quality"]) == ("ok", "exact")
-    assert (await site.call(site.fleet[0], key, model)).status == 200, "its slot is free"
+    async with asyncio.timeout(20):
+        while (again := await site.call(site.fleet[0], key, model)).status == 503:
+            await asyncio.sleep(0.02)
+    assert again.status == 200, "its slot is free"
+    await site.house.record(request_id_of(again), within_s=20)
     due = (await site.house.upstream.settled()).of_model(model).cost_nanousd({model: PRICE})
     state = await counters.hmget(f"{{ag}}:b:user:{user}:total", "s", "r")
     assert state == [str(due).encode(), b"0"]
@@ -161,7 +170,7 @@ async def test_a_redis_that_answers_with_errors_is_a_redis_that_is_away(
         await counters.execute_command("ACL", "SETUSER", "default", "-evalsha", "-eval")  # type: ignore[no-untyped-call]
     try:
         answers = [(await site.timed(key, model, number))[0] for number in range(10)]
-        async with asyncio.timeout(5):  # the log is written behind the calls
+        async with asyncio.timeout(20):  # the log is written behind the calls
             while not all(is_away(gateway) for gateway in site.fleet.gateways):
                 await asyncio.sleep(0.01)
     finally:
@@ -274,16 +283,16 @@ async def test_a_process_that_stood_still_past_its_leases_ends_its_calls_and_cor
     )
     async with AsyncExitStack() as stack:
         paused = await stack.enter_async_context(
-            GatewayProcess(site.env | {"RESERVATION_LEASE_SECONDS": "2"}, name="paused")
+            GatewayProcess(site.env | {"RESERVATION_LEASE_SECONDS": "2", "REDIS_TIMEOUT_MS": "3000"}, name="paused")
         )
         stream = await stack.enter_async_context(SseStream.opened(paused.port, request))
         await stream.take(5)
         request_id = stream.head.header("x-request-id") or ""
         paused.pause()
-        lost = await site.house.record(request_id, within_s=15)
+        lost = await site.house.record(request_id, within_s=30)
         paused.resume()
         events = await stream.rest()
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             while (record := await site.house.record(request_id))["error_code"] == "lost":
                 await asyncio.sleep(0.05)
 

@@ -139,7 +139,7 @@ async def test_a_configuration_that_cannot_be_read_leaves_the_last_good_one_in_f
                 was = await connection.fetchval("SELECT strategy FROM models WHERE name = 'demo'")
                 await connection.execute("ALTER TABLE models DROP CONSTRAINT ck_models_strategy")
                 await change(connection, "UPDATE models SET strategy = 'by_the_stars'")
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(30):
                     while not total((await scraped(gateway))[1], "gateway_config_failing"):
                         await asyncio.sleep(0.1)
                 assert (await chat(gateway, key, "demo")).status == 200
@@ -147,7 +147,7 @@ async def test_a_configuration_that_cannot_be_read_leaves_the_last_good_one_in_f
                 await change(connection, f"UPDATE models SET strategy = '{was}'")
             finally:
                 await connection.close()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 while total((await scraped(gateway))[1], "gateway_config_failing"):
                     await asyncio.sleep(0.1)
             assert gateway.returncode is None

@@ -72,7 +72,6 @@ def started_trio() -> Iterator[Trio]:
         valkey.start()
         env = environment(postgres.url, valkey.url) | {
             "DATA_DIR": f"{home}/data",
-            "REDIS_TIMEOUT_MS": "300",
             "USER_DAILY_BUDGET_USD": "5",
         }
         fleet, upstream = GatewayFleet(3, env), UpstreamProcess()
@@ -260,7 +259,11 @@ async def test_a_flood_of_guesses_is_told_to_stay_away_and_a_good_key_is_served(
     ]
 
     assert set(told) == {401, 429}
-    refused = await raw_http.call(gateway.port, "GET", "/v1/models", headers=bearer("sk-guess"))
+    # Several, since what has filled up empties by three a second while a machine stands still.
+    again = await asyncio.gather(
+        *(raw_http.call(gateway.port, "GET", "/v1/models", headers=bearer(f"sk-again-{n}")) for n in range(30))
+    )
+    refused = max(again, key=lambda answer: answer.status)
     assert (refused.status, error_of(refused)["code"]) == (429, "too_many_failures")
     assert int(refused.header("retry-after") or 0) >= 1
     assert await trio.status(gateway, bearer(made["key"])) == 200

@@ -279,7 +279,7 @@ show(time.monotonic() - began)
         key=key,
         model=await house.model(),
     )
-    assert 0.9 < seconds < 5
+    assert 0.9 < seconds < 15
 
 
 async def test_a_stream_that_breaks_raises_in_the_client(house: House) -> None:

@@ -114,7 +114,8 @@ async def test_the_secret_key_is_changed_under_traffic_without_a_refused_call_t1
             two = await replaced(one, both, "two")
             done = await asyncio.to_thread(command, both, "rotate-secret-key", "--json")
             assert done.returncode == 0, done.stderr
-            assert json.loads(done.stdout) == {"endpoints": 1, "left_out": [], "unused_keys": 2}
+            # The key of the traffic is unused still, unless that its use is written (every ten seconds) came first.
+            assert json.loads(done.stdout) in [{"endpoints": 1, "left_out": [], "unused_keys": n} for n in (1, 2)]
             await traffic.more()
             await _until_said(both, {"endpoints": 1, "left_out": [], "unused_keys": 1})
             three = await replaced(two, new, "three")
@@ -133,7 +134,7 @@ async def test_the_secret_key_is_changed_under_traffic_without_a_refused_call_t1
 
 
 async def _until_served(house: House, key: str, model: str) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while (await house.chat(key, model)).status != 200:
             await asyncio.sleep(0.02)
 

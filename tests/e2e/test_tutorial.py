@@ -27,6 +27,7 @@ async def laptop() -> AsyncIterator[tuple[GatewayProcess, Path]]:
             yield gateway, Path(folder)
 
 
+@pytest.mark.timeout(240)
 async def test_every_step_does_what_it_says(laptop: tuple[GatewayProcess, Path]) -> None:
     gateway, folder = laptop
     token = json.loads((folder / "secrets.json").read_text())["admin_token"]
@@ -46,7 +47,7 @@ async def test_every_step_does_what_it_says(laptop: tuple[GatewayProcess, Path])
         env={"GATEWAY": gateway.origin, "ADMIN_TOKEN": token, "PATH": "/usr/local/bin:/usr/bin:/bin"},
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=180,
         check=False,
     )
 
