@@ -27,6 +27,7 @@ for suite in ("conform_usage", "conform_lost", "conform_identity", "conform_cata
 
 TEMPLATE = "gateway_template"
 PATIENCE_S = 20.0
+"""For one of the five connections of a test's engine. The product gives up after two seconds, for which a machine may well stand still."""
 _numbers = count(1)
 
 
@@ -76,9 +77,7 @@ async def database(postgres_url: str, template: str) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def engine(database: str) -> AsyncIterator[AsyncEngine]:
-    with (
-        pytest.MonkeyPatch.context() as patience
-    ):  # who waits for one of five connections waits as long as the machine stands still
+    with pytest.MonkeyPatch.context() as patience:
         patience.setattr("app.database.POOL_WAIT_S", PATIENCE_S)
         patience.setattr("app.database.CONNECT_TIMEOUT_S", PATIENCE_S)
         opened = open_engine(database)
