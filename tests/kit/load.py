@@ -62,7 +62,8 @@ class Load:
         sent = 0
         async with asyncio.TaskGroup() as calls:
             while not self._is_over:
-                due = int((time.monotonic() - began) / self._pause_s) + 1
+                # Without the time in which the machine stood still: after a pause no crowd is to come that nobody sent.
+                due = int((time.monotonic() - began - stalled_s(began)) / self._pause_s) + 1
                 for _ in range(sent, due):
                     calls.create_task(self._call())
                 sent = due
