@@ -1,7 +1,7 @@
 """More work than this process can do: refuse some of it at once rather than all of it late.
 
 1. A process is overloaded when its event loop is late: whatever arrives waits for its turn before anybody looks at it. One late turn
-   says little (a machine stalls, a burst arrives); nothing but late turns for a second say that more comes in than goes out.
+   says little (a machine stalls, a burst arrives); nothing but late turns for half a second say that more comes in than goes out.
 2. From then on the share of new calls that is refused follows the lateness of this very turn: none while the loop is nearly in time,
    nearly all once it is late again. So the loop always has something to do and never much: what is let in is answered as fast as ever,
    and a refusal takes milliseconds.
@@ -27,20 +27,20 @@ LATE_S: Final = 0.025
 time; it takes a thousand calls at work at once."""
 MANY_CALLS: Final = 256
 """With fewer inside a late loop has another cause, a machine that is wanted elsewhere for one; nothing is refused because of that."""
-PATIENCE_S: Final = 1.0
+PATIENCE_S: Final = 0.5
 """So much time of late turns, with none in time between them, before anything is refused."""
 STALL_S: Final = 0.25
 """No turn counts for more: a machine that slept for a minute was not overloaded for a minute."""
-EASE_S: Final = 0.003
-FULL_S: Final = 0.015
+EASE_S: Final = 0.002
+FULL_S: Final = 0.008
 """Once some are refused: later than the first, and some are; later than the second, and nearly all are. With three times the load that
-it can carry the loop comes to rest at 11 ms, so that a call still takes its tenth of a second (`routers/streaming.py` begins to watch
-those that take longer, which costs) and a refusal two turns."""
+it can carry the loop comes to rest at some 6 ms, so that a call takes less than its tenth of a second (`routers/streaming.py` begins to
+watch those that take longer, which costs) and a refusal two turns."""
 MOST: Final = 0.98
 CALM_S: Final = 1.0
 """So long nobody was refused, and it is over."""
-FEW_CALLS: Final = 32
-"""Once some are refused: so many are let in whatever the loop says."""
+FEW_CALLS: Final = 96
+"""Once some are refused: so many are let in whatever the loop says, for a loop that ran dry serves nobody."""
 RETRY_S: Final = (1.0, 3.0)
 """When to come back: between these, or all that were refused at once would come back at once."""
 
