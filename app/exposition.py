@@ -2,7 +2,8 @@
 
 1. A process that is a worker of several (uvicorn starts them as children of one supervisor) writes what it has counted into a file of
    its own, once a second, in a folder named after that supervisor (and its container, where several share the disk). Whichever worker
-   is asked has the others write theirs at once, and reads them; of one that does not answer in time it takes what lies there.
+   is asked has the others write theirs at once, and reads them; of one that does not answer in time it takes what lies there. It writes
+   its own as well: what was shown once lies there, so that no page shows less than one before it.
 2. A worker that is gone leaves its file. The next one that starts takes it over and goes on counting from there, so that nothing that
    only grows ever shrinks because of it.
 3. A process that works alone writes nothing.
@@ -18,6 +19,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -46,6 +48,8 @@ class Siblings:
         self._socket: socket.socket | None = None
         self._asking: list[str | bytes] = []
         """Who waits for what is written next."""
+        self._writing = Lock()
+        """One thread writes when it is asked or every second, others when they show a page."""
 
     def join(self) -> None:
         """Take over what is left of workers and supervisors that are gone."""
@@ -96,19 +100,24 @@ class Siblings:
             return False
 
     def publish(self) -> None:
-        asking, self._asking = (
-            self._asking,
-            [],
-        )  # before the figures are taken: whoever asks later is to have later ones
-        draft = self._own.with_suffix(".new")
-        draft.write_bytes(_encode(self._registry.snapshot()))
-        draft.rename(self._own)
+        # Before the figures are taken: whoever asks later is to have later ones.
+        asking, self._asking = self._asking, []
+        self._write()
         for each in asking:
             with suppress(OSError):  # it has waited long enough and gone on
                 if self._socket is not None:
                     self._socket.sendto(b"written", each)
 
+    def _write(self) -> None:
+        draft = self._own.with_suffix(".new")
+        with self._writing:
+            draft.write_bytes(_encode(self._registry.snapshot()))
+            draft.rename(self._own)
+
     def snapshots(self) -> Iterator[list[Family]]:
+        """Of the others, each at least as new as what any of them has shown."""
+        with suppress(OSError):  # a full disk: what is shown is as new as it was
+            self._write()
         self._ask()
         for path in self._others():
             yield _read(path, is_gone=not Path(f"/proc/{path.stem}").exists())

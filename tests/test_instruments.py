@@ -214,6 +214,21 @@ def test_what_was_counted_before_the_question_is_in_the_answer(tmp_path: Path, m
     assert seen == 15
 
 
+def test_what_one_worker_has_shown_no_other_takes_back_though_it_cannot_be_asked(tmp_path: Path) -> None:
+    theirs = Registry()
+    things = theirs.counter("things_total", "Things.", "kind")
+    shown_by = Siblings(tmp_path, theirs, supervisor="1-0", pid=1)
+    reader = Siblings(tmp_path, counted([1]), supervisor="1-0", pid=7)
+    shown_by.join()
+    shown_by.publish()
+    things.add("a", by=10)
+
+    assert sum_of(merged([theirs.snapshot(), *shown_by.snapshots()])) == 10
+    assert sum_of(merged([counted([1]).snapshot(), *reader.snapshots()])) == 11, (
+        "it does not listen, and said so itself"
+    )
+
+
 def test_containers_that_share_a_disk_leave_each_other_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process of another container has no number here, and lives all the same; one that left an hour ago does not."""
     monkeypatch.setattr("multiprocessing.parent_process", lambda: SimpleNamespace(pid=os.getpid()))
