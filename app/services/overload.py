@@ -1,7 +1,7 @@
 """More work than this process can do: refuse some of it at once rather than all of it late.
 
 1. A process is overloaded when its event loop is late: whatever arrives waits for its turn before anybody looks at it. One late turn
-   says little (a machine stalls, a burst arrives); nothing but late turns for half a second say that more comes in than goes out.
+   says little (a machine stalls, a burst arrives); nothing but late turns for a third of a second say that more comes in than goes out.
 2. From then on the share of new calls that is refused follows the lateness of this very turn: none while the loop is nearly in time,
    nearly all once it is late again. So the loop always has something to do and never much: what is let in is answered as fast as ever,
    and a refusal takes milliseconds.
@@ -27,7 +27,7 @@ LATE_S: Final = 0.025
 time; it takes a thousand calls at work at once."""
 MANY_CALLS: Final = 256
 """With fewer inside a late loop has another cause, a machine that is wanted elsewhere for one; nothing is refused because of that."""
-PATIENCE_S: Final = 0.5
+PATIENCE_S: Final = 0.35
 """So much time of late turns, with none in time between them, before anything is refused."""
 STALL_S: Final = 0.25
 """No turn counts for more: a machine that slept for a minute was not overloaded for a minute."""

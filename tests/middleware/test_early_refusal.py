@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -50,7 +51,7 @@ def refusals(*, is_overloaded: bool = True, is_leaving: bool = False, max_connec
     overload = Overload(ManualClock(), chance=lambda: 0.5, max_calls=1000, max_connections=max_connections)
     overload.inside = MANY_CALLS
     if is_overloaded:
-        for _ in range(int(PATIENCE_S / STALL_S)):
+        for _ in range(math.ceil(PATIENCE_S / STALL_S)):
             overload.ticked(0.05, 1.0)
     return EarlyRefusals(overload, routes=ROUTES, prefixes=PREFIXES, is_leaving=lambda: is_leaving)
 
