@@ -80,6 +80,11 @@ def event(name: str, data: Mapping[str, object]) -> bytes:
     return b"event: " + name.encode() + b"\ndata: " + encode({"type": name, **data}) + b"\n\n"
 
 
+def text_in(value: object) -> str:
+    """What should be text, and from some upstreams is null or something else: then nothing was said."""
+    return value if isinstance(value, str) else ""
+
+
 def arguments_in(function: Mapping[str, Any]) -> str:
     """What a tool is called with, as text. Some upstreams write the object itself."""
     arguments = function.get("arguments")

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from app.dialects.chat_retold import event, payloads_of
+from app.dialects.chat_retold import event, payloads_of, text_in
 from app.dialects.messages_answer import ending, message_id, thought_block, thoughts_in, usage_told
 from app.dialects.openai_chat_stream import ChatStream
 from app.dialects.tool_turns import ToolDelta, ToolTurns, tool_calls_in
@@ -84,9 +84,9 @@ class MessagesStream(ChatStream):
             if thoughts := thoughts_in(delta):
                 for each in thoughts:
                     self._tell_signed(thought_block(each), events)
-            elif thought := _text(delta.get("reasoning_content")) or _text(delta.get("reasoning")):
+            elif thought := text_in(delta.get("reasoning_content")) or text_in(delta.get("reasoning")):
                 self._tell_thought(thought, events)
-            if text := _text(delta.get("content")) or _text(delta.get("refusal")):
+            if text := text_in(delta.get("content")) or text_in(delta.get("refusal")):
                 self._open("text", {"type": "text", "text": ""}, events)
                 self._delta({"type": "text_delta", "text": text}, events)
             for call in tool_calls_in(delta):
@@ -168,7 +168,3 @@ def _started(chunk: dict[str, Any]) -> bytes:
         "usage": usage_told(Usage()),
     }
     return event("message_start", {"message": message})
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""

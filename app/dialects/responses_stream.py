@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from app.dialects.chat_retold import event, payloads_of
+from app.dialects.chat_retold import event, payloads_of, text_in
 from app.dialects.openai_chat_stream import ChatStream
 from app.dialects.responses_answer import (
     Echo,
@@ -104,17 +104,17 @@ class ResponsesStream(ChatStream):
             if choice.get("index"):
                 continue  # another choice than the first: nobody asked for one
             delta = choice.get("delta") or {}
-            if thought := _text(delta.get("reasoning_content")) or _text(delta.get("reasoning")):
+            if thought := text_in(delta.get("reasoning_content")) or text_in(delta.get("reasoning")):
                 item = self._opened("reasoning", events)
                 item.said.append(thought)
                 self._add(events, "response.reasoning_summary_text.delta", item, summary_index=0, delta=thought)
-            if text := _text(delta.get("content")):
+            if text := text_in(delta.get("content")):
                 item = self._opened("message", events)
                 item.said.append(text)
                 logprobs = logprobs_in(choice)
                 item.logprobs += logprobs
                 self._add(events, "response.output_text.delta", item, content_index=0, delta=text, logprobs=logprobs)
-            if refusal := _text(delta.get("refusal")):
+            if refusal := text_in(delta.get("refusal")):
                 item = self._opened("refusal", events)
                 item.said.append(refusal)
                 self._add(events, "response.refusal.delta", item, content_index=0, delta=refusal)
@@ -238,7 +238,3 @@ class ResponsesStream(ChatStream):
     def _next(self) -> int:
         self._number += 1
         return self._number - 1
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from app.dialects.chat_retold import arguments_in
+from app.dialects.chat_retold import arguments_in, text_in
 
 
 class ToolDelta(NamedTuple):
@@ -47,7 +47,7 @@ class ToolTurns:
         function = call.get("function")
         function = function if isinstance(function, dict) else {}
         number = self._number(call, has_name=bool(function.get("name")))
-        delta = ToolDelta(number, _text(call.get("id")), _text(function.get("name")), arguments_in(function))
+        delta = ToolDelta(number, text_in(call.get("id")), text_in(function.get("name")), arguments_in(function))
         if number in self._over:
             return
         if number == self._turn:
@@ -108,7 +108,3 @@ def tool_calls_in(delta: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     if isinstance(older := delta.get("function_call"), dict):
         calls.append({"index": 0, "function": older})
     return calls
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""

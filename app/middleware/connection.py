@@ -78,7 +78,7 @@ class Connection(HttpProtocol):
         elif self.timeout_keep_alive_task is None:
             self._keep_alive_for(self.timeout_keep_alive)
         else:
-            # A timer for each refusal costs as much as the rest of it: the one that runs looks for itself.
+            # A timer for each refusal would cost as much as to make its answer: the one that runs looks for itself.
             self._refused_s = self.loop.time()
 
     def timeout_keep_alive_handler(self) -> None:

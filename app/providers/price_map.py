@@ -124,12 +124,14 @@ class PriceMap:
         """The price that a record names, if it came from this version of the table."""
         self.load()
         found = _ID.fullmatch(price_id)
-        if found is None or found["version"] != self._table.version or found["key"] not in self._table.models:
+        if found is None or found["version"] != self._table.version:
             return None
         return self._priced(found["key"], found["region"])
 
     def _priced(self, key: str, region: str | None) -> Price | None:
-        entry = self._table.entry(key) or _Entry({})
+        entry = self._table.entry(key)
+        if entry is None:
+            return None
         uplift = _uplift(entry, region)
         marked = f"+{region}" if uplift is not None else ""
         price = _price(entry, id=f"map:{key}@{self._table.version}{marked}")

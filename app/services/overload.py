@@ -34,8 +34,8 @@ STALL_S: Final = 0.25
 EASE_S: Final = 0.002
 FULL_S: Final = 0.008
 """Once some are refused: later than the first, and some are; later than the second, and nearly all are. With three times the load that
-it can carry the loop comes to rest at some 6 ms, so that a call takes less than its tenth of a second (`routers/streaming.py` begins to
-watch those that take longer, which costs) and a refusal two turns."""
+it can carry a refusal then takes 6 ms at the median and a call 50 to 60, which is less than the tenth of a second after which
+`routers/streaming.py` begins to watch it at some cost."""
 MOST: Final = 0.98
 CALM_S: Final = 1.0
 """So long nobody was refused, and it is over."""

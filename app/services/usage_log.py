@@ -39,7 +39,8 @@ UNSENT_MAX = 10_000
 """Refusals that wait in this process when neither the counter store nor the journal takes them: some 10 MB. Beyond it the oldest are
 dropped and counted; no money hangs on them, and a process that refuses for want of a disk must not die for want of memory."""
 BATCH = 250
-"""Records per transaction: large enough that the transaction's own cost disappears, small enough to be over in ~100 ms."""
+"""Records per transaction: large enough that the transaction's own cost disappears, small enough that calls do not notice: decoding a batch
+and binding it is one turn of their loop."""
 CONTENT_QUEUE_BYTES = 32 * 1024 * 1024
 """Bodies that wait in this process at most; beyond it they are dropped and counted, for the calls go on. With all else that is kept
 while both stores are away a process grows by less than 50 MB."""

@@ -47,7 +47,7 @@ def refusing(*, chance: float = 0.0, inside: int = MANY_CALLS, clock: ManualCloc
 def test_a_stall_of_the_machine_and_a_burst_refuse_nobody() -> None:
     judged = overload()
     judged.ticked(TICK_S, 30.0)
-    late(judged, PATIENCE_S - STALL_S - 3 * (TICK_S + LATE_S))
+    late(judged, PATIENCE_S - STALL_S - (TICK_S + LATE_S))
     judged.ticked(TICK_S, 0.0)
     late(judged, PATIENCE_S - 3 * (TICK_S + LATE_S))
 
